@@ -1,0 +1,371 @@
+"""The NumPy front end: Adam and AdamW over arrays, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import native, reference
+from .hyper import Coefficients, Hyper
+from .reference import State
+
+Array = NDArray[Any]
+Arrays = Array | Sequence[Array | None] | Mapping[str, Array | None]
+
+
+class Adam:
+    """Adam over NumPy arrays, which it updates in place.
+
+    Each array has a step count and moments of its own; the equation is ``adamas.equations.adam``.
+    Arrays of float32 and float64 that are contiguous, in C or Fortran order, are stepped by the
+    core, all in one call; any others by the specification itself.
+
+    Args:
+        params: an array, or a sequence or mapping of arrays: writable, of float16, float32 or
+            float64 and any shape, no two of them sharing memory.
+        lr: learning rate, at least 0.
+        betas: decay rates of the first and second moment, each in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: at least 0; ``weight_decay * param`` is added to the gradient.
+        amsgrad: divide by the largest second moment so far.
+        maximize: ascend.
+
+    Raises:
+        ValueError: a hyperparameter is out of range, there are no arrays, or an array is read-only
+            or shares memory with another.
+        TypeError: something is no array, or of another type.
+
+    Source: Kingma & Ba 2015, arXiv 1412.6980; the arguments are torch.optim.Adam's.
+    """
+
+    _decoupled_weight_decay = False
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        decoupled = self._decoupled_weight_decay
+        self._hyper = Hyper(lr, betas, eps, weight_decay, amsgrad, maximize, decoupled)
+        self._params = _check_params(_named(params))
+        self._lows, self._highs = np.sort(_spans(self._params.values()), axis=0).T
+        self._adopt({n: reference.initial_state(p, self._hyper) for n, p in self._params.items()})
+
+    @property
+    def hyper(self) -> Hyper:
+        """The hyperparameters; between steps, set it to ``dataclasses.replace(hyper, ...)``."""
+        return self._hyper
+
+    @hyper.setter
+    def hyper(self, hyper: Hyper) -> None:
+        for name in ("amsgrad", "decoupled_weight_decay"):
+            if getattr(hyper, name) != getattr(self._hyper, name):
+                raise ValueError(f"{name} cannot change between steps: make a new optimizer")
+        self._hyper = hyper
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; may be set between steps."""
+        return self._hyper.lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self.hyper = replace(self._hyper, lr=lr)
+
+    def step(self, grads: Arrays) -> None:
+        """Steps every array whose gradient is given, or raises before touching any.
+
+        Args:
+            grads: in the form of the constructor's ``params``, each of its array's shape and dtype.
+                An array whose gradient is None, or missing from a mapping, is left as it is, and
+                its step count too.
+
+        Raises:
+            ValueError: a gradient has another shape than its array, or there is no such array.
+            TypeError: a gradient is no array, or of another dtype.
+        """
+        given = self._check_grads(grads)
+        others = {
+            name: reference.step(self._params[name], grad, self._state[name], self._hyper)
+            for name, grad in given.items()
+            if name not in self._rows
+        }
+        dense = {name: grad for name, grad in given.items() if name in self._rows}
+        readable = self._readable(dense)
+        rows, coefficients = self._table(readable)
+        # Nothing was touched until here, and nothing can fail from here on.
+        native.step(rows, coefficients)
+        for name in dense:
+            self._state[name]["step"] += 1
+        for name, (param, state) in others.items():
+            self._params[name][...] = param
+            self._state[name] = state
+
+    def state_dict(self) -> dict[str, Array]:
+        """What a later run needs to go on, as a flat dictionary: ``numpy.savez(file, **state)``.
+
+        Returns:
+            Copies, under ``hyper/NAME`` the hyperparameters and under ``state/ARRAY/NAME`` each
+            array's step, exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq. ARRAY is its key in
+            the mapping, or its position.
+        """
+        flat = {f"hyper/{name}": np.array(value) for name, value in asdict(self._hyper).items()}
+        for name, state in self._state.items():
+            flat |= {f"state/{name}/{key}": np.array(value) for key, value in state.items()}
+        return flat
+
+    def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
+        """Takes over what ``state_dict`` gave, by name, or raises and changes nothing.
+
+        Args:
+            state_dict: that dictionary, or what ``numpy.load`` makes of its file.
+
+        Raises:
+            ValueError: the file is truncated or foreign, or the state is of other arrays or of
+                another rule than these.
+        """
+        loaded = _read(state_dict)
+        hyper = _load_hyper(loaded)
+        if hyper.decoupled_weight_decay != self._decoupled_weight_decay:
+            saved = "AdamW" if hyper.decoupled_weight_decay else "Adam"
+            raise ValueError(f"the state is {saved}'s, not {type(self).__name__}'s: load it there")
+        self._adopt(_load_states(loaded, self._params, hyper))
+        self._hyper = hyper
+
+    def _adopt(self, state: dict[str, State]) -> None:
+        """Takes the state, and keeps what stays the same in the core's rows."""
+        self._state = state
+        self._rows: dict[str, list[int]] = {}  # of the arrays that the core takes
+        for name, param in self._params.items():
+            if _is_dense(param):
+                moments = [_address(a) for key, a in state[name].items() if key != "step"]
+                row = [_address(param), 0, *moments, 0][:5]
+                self._rows[name] = [*row, param.size, 0, native.DTYPES[param.dtype.name]]
+
+    def _check_grads(self, grads: Arrays) -> dict[str, Array]:
+        named = _named(grads)
+        if named.keys() - self._params.keys() or (
+            isinstance(grads, Sequence) and len(grads) != len(self._params)
+        ):
+            raise ValueError(
+                f"got gradients for {_listed(named)}, but the arrays are {_listed(self._params)}: "
+                "pass them in the form of params, None where there is none"
+            )
+        given = {}
+        for name, grad in named.items():
+            if grad is None:
+                continue
+            param = self._params[name]
+            if not isinstance(grad, np.ndarray) or grad.dtype != param.dtype:
+                raise TypeError(
+                    f"the gradient of {name!r} must be an array of {param.dtype}, its array's "
+                    f"type, got {_kind(grad)}: convert it with numpy.asarray"
+                )
+            if grad.shape != param.shape:
+                raise ValueError(
+                    f"the gradient of {name!r} must have its array's shape {param.shape}, got "
+                    f"{grad.shape}: reshape it"
+                )
+            given[name] = grad
+        return given
+
+    def _readable(self, grads: dict[str, Array]) -> dict[str, Array]:
+        """Copies those gradients that the core could not read beside what it writes."""
+        spans = _spans(grads.values())
+        # An array lies across a gradient if it begins before its end, but does not end before it.
+        begun = np.searchsorted(self._lows, spans[:, 1])
+        ended = np.searchsorted(self._highs, spans[:, 0], "right")
+        readable = {}
+        for (name, grad), shared in zip(grads.items(), begun > ended, strict=True):
+            param = self._params[name]
+            if shared or not _is_dense(grad) or grad.strides != param.strides:
+                copy = np.empty_like(param)
+                copy[...] = grad
+                grad = copy
+            readable[name] = grad
+        return readable
+
+    def _table(self, grads: dict[str, Array]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The core's rows, and coefficients for each distinct step and type among them."""
+        sets: dict[tuple[int, str], int] = {}
+        rows = []
+        for name, grad in grads.items():
+            row = self._rows[name].copy()
+            row[native.GRAD] = _address(grad)
+            key = (self._state[name]["step"] + 1, grad.dtype.name)
+            row[native.COEFFICIENTS] = sets.setdefault(key, len(sets))
+            rows.append(row)
+        coefficients = [self._hyper.coefficients(step, dtype) for step, dtype in sets]
+        return (
+            np.array(rows, np.int64).reshape(-1, native.COLUMNS),
+            np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields)),
+        )
+
+
+class AdamW(Adam):
+    """AdamW over NumPy arrays: Adam whose weight decay shrinks the weights themselves.
+
+    The arguments are ``Adam``'s, but ``weight_decay`` is 0.01 by default, and a step subtracts
+    ``lr * weight_decay * param`` instead of adding to the gradient.
+
+    Source: Loshchilov & Hutter 2019, arXiv 1711.05101; the arguments are torch.optim.AdamW's.
+    """
+
+    _decoupled_weight_decay = True
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize)
+
+
+def _named(arrays: Any) -> dict[str, Any]:
+    """The arrays by key or, as strings, by position."""
+    if isinstance(arrays, Mapping):
+        return {str(name): array for name, array in arrays.items()}
+    if isinstance(arrays, Sequence):
+        return {str(i): array for i, array in enumerate(arrays)}
+    return {"0": arrays}
+
+
+def _check_params(params: dict[str, Any]) -> dict[str, Array]:
+    if not params:
+        raise ValueError("params is empty: pass at least one array to optimize")
+    for name, param in params.items():
+        if not isinstance(param, np.ndarray) or param.dtype.name not in (
+            "float16",
+            "float32",
+            "float64",
+        ):
+            raise TypeError(
+                f"array {name!r} must be a NumPy array of float16, float32 or float64, got "
+                f"{_kind(param)}: convert it with numpy.asarray(..., dtype=numpy.float32)"
+            )
+        if not param.flags.writeable:
+            raise ValueError(
+                f"array {name!r} is read-only, and a step writes it in place: pass a copy"
+            )
+    _check_disjoint(params)
+    return params
+
+
+def _check_disjoint(params: dict[str, Array]) -> None:
+    names = np.array(list(params))
+    spans = _spans(params.values())
+    order = np.argsort(spans[:, 0], kind="stable")
+    open_: list[str] = []  # arrays that begin before the current one and end after its beginning
+    ends = dict(zip(names, spans[:, 1], strict=True))
+    for name, low in zip(names[order], spans[order, 0], strict=True):
+        open_ = [other for other in open_ if ends[other] > low]
+        for other in open_:
+            if np.shares_memory(params[name], params[other]):
+                raise ValueError(
+                    f"arrays {other!r} and {name!r} share memory, so one would be updated twice: "
+                    "pass the array once, or a copy"
+                )
+        open_.append(name)
+
+
+def _is_dense(array: Array) -> bool:
+    flags = array.flags
+    plain = array.dtype.isnative and flags.aligned and array.dtype.name in native.DTYPES
+    return plain and (flags.c_contiguous or flags.f_contiguous)
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _spans(arrays: Collection[Array]) -> NDArray[np.int64]:
+    """(arrays, 2): the first byte of each and the first beyond it."""
+    spans = []
+    for array in arrays:
+        low = high = _address(array)
+        if array.size:
+            reach = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
+            low += sum(r for r in reach if r < 0)
+            high += sum(r for r in reach if r > 0) + array.itemsize
+        spans.append((low, high))
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _kind(value: object) -> str:
+    dtype = getattr(value, "dtype", None)
+    return type(value).__name__ if dtype is None else f"{type(value).__name__} of {dtype}"
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = sorted(names)[:5]
+    return ", ".join(map(repr, shown)) + (", ..." if len(names) > len(shown) else "") or "none"
+
+
+def _read(state_dict: Mapping[str, Array]) -> dict[str, Array]:
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"the state must be a mapping, as state_dict() and numpy.load give, got "
+            f"{type(state_dict).__name__}"
+        )
+    try:
+        return {key: np.array(state_dict[key]) for key in state_dict}
+    except Exception as error:  # zip, zlib, pickle and header errors: NumPy raises each its own
+        raise ValueError(f"the state is truncated or not one of adamas's: {error}") from error
+
+
+def _load_hyper(loaded: Mapping[str, Array]) -> Hyper:
+    try:
+        values = {field.name: loaded[f"hyper/{field.name}"].tolist() for field in fields(Hyper)}
+    except KeyError as error:
+        raise ValueError(f"the state is not one of adamas's: it has no {error}") from None
+    return Hyper(**values)
+
+
+def _load_states(
+    loaded: Mapping[str, Array], params: dict[str, Array], hyper: Hyper
+) -> dict[str, State]:
+    """Each array's state out of the flat dictionary, checked."""
+    states = {name: reference.initial_state(param, hyper) for name, param in params.items()}
+    expected = {f"state/{name}/{key}" for name, state in states.items() for key in state}
+    found = {key for key in loaded if key.startswith("state/")}
+    if expected != found:
+        raise ValueError(
+            f"the state is of other arrays than these: it lacks {_listed(expected - found)} and "
+            f"has {_listed(found - expected)} beyond them"
+        )
+    for name, state in states.items():
+        for key, zero in state.items():
+            value = loaded[f"state/{name}/{key}"]
+            like = np.array(zero)
+            if value.shape != like.shape or value.dtype.kind != like.dtype.kind:
+                raise ValueError(
+                    f"{key} of array {name!r} must be {like.dtype} of shape {like.shape}, got "
+                    f"{value.dtype} of shape {value.shape}: the state is of another model"
+                )
+            if key == "step":
+                state[key] = int(value)
+            elif value.dtype != like.dtype:
+                raise ValueError(
+                    f"{key} of array {name!r} must be {like.dtype}, got {value.dtype}: the state "
+                    "is of arrays of another type"
+                )
+            else:
+                zero[...] = value
+        if state["step"] < 0:
+            raise ValueError(f"step of array {name!r} must be at least 0, got {state['step']}")
+    return states

@@ -1,0 +1,99 @@
+"""The C++ core's face: the columns of its table, its settings, and one call a step."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from . import _core
+except ImportError as error:
+    raise ImportError(
+        f"adamas's compiled core is missing or does not load ({error}): install the package with "
+        "pip (`pip install .` in its source folder), which builds it with a C++17 compiler"
+    ) from error
+
+# The columns of a table's rows, one row a tensor, all int64; struct Row in src/core/table.hpp.
+PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, SIZE, COEFFICIENTS, DTYPE = range(8)
+COLUMNS = 8
+DTYPES = {"float32": 0, "float64": 1}
+
+# What ``Watch.look`` answers, in bits; src/core/watch.hpp says what each means.
+MOVED, STRANGE, CHANGED, UNEVEN = 1, 2, 4, 8
+Watch = _core.Watch
+identical = _core.identical
+
+# Elements that a thread takes at a time: so many that taking them costs nothing and small models
+# stay on the calling thread, so few that no thread waits long for the last one.
+GRAIN = 1 << 15
+
+
+def step(
+    rows: NDArray[np.int64],
+    coefficients: NDArray[np.float64],
+    threads: int | None = None,
+    *,
+    grain: int = GRAIN,
+    isa: str | None = None,
+) -> None:
+    """Steps every tensor of a table in place by ``equations.adam``, without the interpreter lock.
+
+    Neither ``threads`` nor ``grain`` nor ``isa`` shows in the result.
+
+    Args:
+        rows: (tensors, 8) int64: the addresses of param, grad, exp_avg, exp_avg_sq and
+            max_exp_avg_sq (0 without AMSGrad), the number of elements, the index of the
+            coefficients, the dtype. The caller vouches that the tensors are dense, aligned, alive,
+            and do not overlap, but for gradients among themselves.
+        coefficients: (sets, 10) float64, each row a ``hyper.Coefficients``.
+        threads: at most so many, the caller's among them; by default ``default_threads()``.
+        grain: elements that a thread takes at a time.
+        isa: one of ``isas()``; by default the environment's ``ADAMAS_ISA``, else the first.
+
+    Raises:
+        ValueError: a row or a setting is out of its range.
+    """
+    _core.step(rows, coefficients, threads or default_threads(), grain, _isa_index(isa))
+
+
+def isas() -> list[str]:
+    """The instruction sets that the core has code for and this processor runs, the best first."""
+    return list(_core.isas())
+
+
+def default_threads() -> int:
+    """Threads for NumPy arrays: from the environment, else the processors this process may use.
+
+    The environment's ``ADAMAS_NUM_THREADS`` goes before ``OMP_NUM_THREADS``.
+
+    Raises:
+        ValueError: the environment's is not a whole number of at least 1.
+    """
+    for name in ("ADAMAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "").split(",")[0]  # OpenMP's may list a number for each level
+        if value:
+            if not value.isdecimal() or int(value) < 1:
+                raise ValueError(
+                    f"{name} must be a whole number of at least 1, got {value!r}: unset it"
+                )
+            return int(value)
+    return _processors()
+
+
+@lru_cache(maxsize=1)
+def _processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=16)
+def _isa_index(isa: str | None) -> int:
+    name = isa or os.environ.get("ADAMAS_ISA") or isas()[0]
+    if name not in isas():
+        raise ValueError(
+            f"ADAMAS_ISA must be one of {', '.join(isas())} on this processor, got {name!r}"
+        )
+    return isas().index(name)

@@ -1,0 +1,60 @@
+// The core as a Python module; adamas.native is its face.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <vector>
+
+#include "isa.hpp"
+#include "step.hpp"
+#include "watch.hpp"
+
+namespace nb = nanobind;
+using adamas::Matrix;
+using adamas::Watch;
+
+static std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const auto& isa : adamas::isas()) names.emplace_back(isa.name);
+  return names;
+}
+
+static void step(Matrix<const std::int64_t, 8> table,
+                 Matrix<const double, adamas::coefficient_count> coefficients, int threads,
+                 std::int64_t grain, std::size_t isa) {
+  if (threads < 1 || grain < 1 || isa >= adamas::isas().size())
+    throw nb::value_error("threads and grain must be at least 1, and isa an index of isas()");
+  const auto* rows = reinterpret_cast<const adamas::Row*>(table.data());
+  const auto count = static_cast<std::int64_t>(table.shape(0));
+  const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
+  for (const adamas::Row* row = rows; row != rows + count; ++row)
+    if (row->size < 0 || row->coefficients < 0 || row->coefficients >= sets ||
+        (row->dtype != adamas::float32 && row->dtype != adamas::float64))
+      throw nb::value_error("a row has a negative size, or names no coefficients or no dtype");
+  const nb::gil_scoped_release release;
+  adamas::step(rows, count, coefficients.data(), adamas::isas()[isa].kernel, threads, grain);
+}
+
+// Whether two lists hold the same objects; == would compare tensors element by element.
+static bool identical(nb::list one, nb::list other) {
+  const Py_ssize_t count = PyList_GET_SIZE(one.ptr());
+  if (count != PyList_GET_SIZE(other.ptr())) return false;
+  for (Py_ssize_t i = 0; i < count; ++i)
+    if (PyList_GET_ITEM(one.ptr(), i) != PyList_GET_ITEM(other.ptr(), i)) return false;
+  return true;
+}
+
+NB_MODULE(_core, module) {
+  module.def("isas", isa_names);
+  module.def("step", step, nb::arg("rows"), nb::arg("coefficients"), nb::arg("threads"),
+             nb::arg("grain"), nb::arg("isa"));
+  module.def("identical", identical, nb::arg("one"), nb::arg("other"));
+  nb::class_<Watch>(module, "Watch")
+      .def(nb::init<nb::capsule, nb::list, nb::list, nb::tuple>(), nb::arg("exchange_api"),
+           nb::arg("params"), nb::arg("states"), nb::arg("moments"))
+      .def("fill", &Watch::fill, nb::arg("rows"))
+      .def("look", &Watch::look, nb::arg("rows"), nb::arg("steps"))
+      .def("which", &Watch::which)
+      .def("advance", &Watch::advance, nb::arg("steps"));
+}

@@ -1,0 +1,47 @@
+// The one loop, for every type and option. CMake compiles this file once for each instruction set,
+// with ADAMAS_ISA its name; the compiler vectorises it, body and tail alike.
+#include "rule.hpp"
+#include "table.hpp"
+
+namespace adamas {
+namespace {
+
+template <class T, bool amsgrad>
+void loop(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
+  static_assert(sizeof(Coefficients<double>) == coefficient_count * sizeof(double),
+                "as wide as the table");
+  const double* from = coefficients;
+  const Coefficients<T> c = {T(from[0]), T(from[1]), T(from[2]), T(from[3]), T(from[4]),
+                             T(from[5]), T(from[6]), T(from[7]), T(from[8]), T(from[9])};
+  T* __restrict p = static_cast<T*>(row.param);
+  const T* __restrict g = static_cast<const T*>(row.grad);
+  T* __restrict m = static_cast<T*>(row.exp_avg);
+  T* __restrict v = static_cast<T*>(row.exp_avg_sq);
+  T* __restrict v_max = static_cast<T*>(row.max_exp_avg_sq);
+  for (std::int64_t i = begin; i < end; ++i) {
+    T unused = 0;
+    adam<amsgrad>(p[i], g[i], m[i], v[i], amsgrad ? v_max[i] : unused, c);
+  }
+}
+
+template <class T>
+void dispatch(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
+  if (row.max_exp_avg_sq)
+    loop<T, true>(row, coefficients, begin, end);
+  else
+    loop<T, false>(row, coefficients, begin, end);
+}
+
+}  // namespace
+
+namespace ADAMAS_ISA {
+
+void kernel(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
+  if (row.dtype == float64)
+    dispatch<double>(row, coefficients, begin, end);
+  else
+    dispatch<float>(row, coefficients, begin, end);
+}
+
+}  // namespace ADAMAS_ISA
+}  // namespace adamas

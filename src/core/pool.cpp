@@ -1,0 +1,133 @@
+#include "pool.hpp"
+
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+namespace adamas {
+namespace {
+
+// torch.set_flush_denormal, and any library linked with -ffast-math, change the mode of the thread
+// that calls us.
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint() {
+    std::fegetenv(&callers_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatingPoint() { std::fesetenv(&callers_); }
+
+ private:
+  std::fenv_t callers_;
+};
+
+class Pool {
+ public:
+  void run(int helpers, const std::function<void()>& work) {
+    std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
+    if (!owner.owns_lock() || helpers < 1) return work();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      start(helpers);
+      work_ = &work;
+      wanted_ = helpers < threads_ ? helpers : threads_;
+    }
+    for (int i = 0; i < helpers; ++i) wake_.notify_one();
+    work();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wanted_ = 0;
+    }
+    wait_for_active();
+  }
+
+ private:
+  void start(int helpers) {
+    while (threads_ < helpers) {
+      try {
+        std::thread([this] { help(); }).detach();
+      } catch (const std::system_error&) {
+        return;  // the system has no more threads to give: those that run suffice
+      }
+      ++threads_;
+    }
+  }
+
+  void help() {
+    std::fesetenv(FE_DFL_ENV);
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return wanted_ > 0; });
+      --wanted_;
+      active_.fetch_add(1);
+      const std::function<void()>* work = work_;
+      lock.unlock();
+      (*work)();
+      lock.lock();
+      if (active_.fetch_sub(1) == 1) idle_.notify_one();
+    }
+  }
+
+  // The last helpers are at most one piece of work behind, so a short spin nearly always saves the
+  // sleep.
+  void wait_for_active() {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    while (active_.load() > 0) {
+      if (std::chrono::steady_clock::now() < until) continue;
+      std::unique_lock<std::mutex> lock(mutex_);
+      idle_.wait(lock, [this] { return active_.load() == 0; });
+    }
+  }
+
+  std::mutex owner_;  // held by the caller whom the helpers work for
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_, idle_;
+  const std::function<void()>* work_ = nullptr;
+  int threads_ = 0;
+  int wanted_ = 0;
+  std::atomic<int> active_{0};
+};
+
+// Never destroyed: its threads may still sleep in it while the process exits.
+std::atomic<Pool*> the_pool{nullptr};
+
+Pool& pool() {
+  static const bool registered = [] {
+#ifndef _WIN32
+    // A child has none of its parent's threads, and perhaps its locks held: it starts with a new
+    // pool.
+    pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
+#endif
+    return true;
+  }();
+  (void)registered;
+  Pool* found = the_pool.load();
+  if (!found) {
+    Pool* made = new Pool;
+    if (the_pool.compare_exchange_strong(found, made))
+      found = made;
+    else
+      delete made;
+  }
+  return *found;
+}
+
+}  // namespace
+
+void run(int helpers, const std::function<void()>& work) {
+  const DefaultFloatingPoint mode;
+  if (helpers < 1)
+    work();
+  else
+    pool().run(helpers, work);
+}
+
+}  // namespace adamas

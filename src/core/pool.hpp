@@ -1,0 +1,18 @@
+// Threads that help the caller. They start on first use, sleep between calls, and are made anew
+// after a fork.
+#pragma once
+
+#include <functional>
+
+namespace adamas {
+
+// Runs `work` on the calling thread and on up to `helpers` others at once, and returns when all
+// have returned.
+//
+// `work` takes its share from a counter of its own, so it may run on any number of threads, one
+// included: helpers that wake too late are not waited for, and a call that finds the threads busy
+// with another call runs alone. It must not throw. Every thread computes with the default
+// floating-point environment (no flushing of denormals), whatever the caller's is.
+void run(int helpers, const std::function<void()>& work);
+
+}  // namespace adamas

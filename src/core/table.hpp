@@ -1,0 +1,29 @@
+// What one call of the core works on: a table with a row for each tensor.
+#pragma once
+
+#include <cstdint>
+
+namespace adamas {
+
+enum Dtype : std::int64_t { float32 = 0, float64 = 1 };
+
+// Eight int64, filled by Python (native.py names the columns): addresses first.
+struct Row {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* max_exp_avg_sq;       // null without AMSGrad
+  std::int64_t size;          // elements
+  std::int64_t coefficients;  // the row of the coefficient table
+  std::int64_t dtype;
+};
+static_assert(sizeof(Row) == 64, "a row is eight int64");
+
+constexpr int coefficient_count = 10;  // columns of the coefficient table, float64
+
+// Steps elements [begin, end) of a row.
+using Kernel = void (*)(const Row& row, const double* coefficients, std::int64_t begin,
+                        std::int64_t end);
+
+}  // namespace adamas
