@@ -1,0 +1,12 @@
+"""The PyTorch front end: drop-ins for ``torch.optim.Adam`` and ``torch.optim.AdamW``."""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "adamas.torch needs PyTorch 2.6 or newer: install it with `pip install 'adamas[torch]'`"
+    ) from error
+
+from .optimizer import Adam, AdamW
+
+__all__ = ["Adam", "AdamW"]

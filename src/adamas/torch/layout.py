@@ -1,0 +1,41 @@
+"""Where tensors lie in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# What the core computes each dtype in. It takes complex numbers as pairs of real ones.
+COMPUTE = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.complex64: "float32",
+    torch.complex128: "float64",
+}
+
+
+def is_dense_on_cpu(tensor: Tensor) -> bool:
+    """Whether the tensor is one gapless block of the core's types, in whatever dimension order."""
+    dispatch: object = type(tensor).__torch_dispatch__
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and tensor.dtype in COMPUTE
+        and dispatch is Tensor.__torch_dispatch__  # no wrapper of other tensors
+        and not (tensor.is_conj() or tensor.is_neg())
+        and bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
+        and tensor.data_ptr() % tensor.element_size() == 0
+    )
+
+
+def lies_like(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of the same shape hold their elements in the same order."""
+    if tensor.layout != other.layout or tensor.is_conj() or tensor.is_neg():
+        return False
+    return tensor.layout != torch.strided or sizes_and_strides(tensor) == sizes_and_strides(other)
+
+
+def sizes_and_strides(tensor: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides; a stride along a dimension of size 1 says nothing and counts as 1."""
+    dims = zip(tensor.shape, tensor.stride(), strict=True)
+    return [(size, stride if size > 1 else 1) for size, stride in dims]

@@ -1,0 +1,259 @@
+"""``Adam`` and ``AdamW`` as subclasses of ``torch.optim.Optimizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as _torch
+
+from .checkpoint import pack, unpack
+from .plan import Plan, hyper_of
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class Adam(Optimizer):
+    """A drop-in for ``torch.optim.Adam``: its arguments, groups, state and checkpoints.
+
+    The equation is ``adamas.equations.adam``, and its bits are the same whatever steps it. The C++
+    core steps, all in one call, the parameters that lie dense on the CPU in float32, float64 or
+    their complex pairs; plain torch operations step any others: other dtypes and devices, views
+    with gaps, tensor subclasses. Moments of 16-bit parameters are float32.
+
+    Args:
+        params: parameters, named parameters, or parameter groups.
+        lr: learning rate, at least 0; a number or a tensor of one element.
+        betas: decay rates of the first and second moment, each in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: at least 0; ``weight_decay * param`` is added to the gradient, or
+            ``lr * weight_decay * param`` subtracted from the parameter if it is decoupled.
+        amsgrad: divide by the largest second moment so far.
+        foreach: accepted and ignored: a step is always one call for all parameters.
+        maximize: ascend.
+        capturable: accepted for parameters on the CPU, where there is nothing to capture.
+        differentiable: let autograd record the step, in plain torch operations.
+        fused: accepted and ignored: a step is always fused.
+        decoupled_weight_decay: AdamW's decay.
+
+    Raises:
+        ValueError: a hyperparameter is out of range, there are no parameters, or one of them can
+            never have a gradient.
+
+    Source: Kingma & Ba 2015, arXiv 1412.6980; torch.optim.Adam's documentation.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        self._plan: Plan | None = None
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        hyper_of(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group; see ``torch.optim.Optimizer.add_param_group``.
+
+        Raises:
+            ValueError: as the constructor; the optimizer is left as it was.
+        """
+        groups = len(self.param_groups)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            hyper_of(group)
+            for param in group["params"]:
+                _check_trainable(param)
+        except Exception:
+            del self.param_groups[groups:]
+            raise
+        # A scheduler fills a tensor lr in place; one shared with another group would follow.
+        if any(group["lr"] is other["lr"] for other in self.param_groups[:groups]):
+            group["lr"] = group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: a gradient, a hyperparameter or a state is not
+                usable; then no parameter was touched.
+        """
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _torch._global_optimizer_pre_hooks
+            or _torch._global_optimizer_post_hooks
+            or torch.autograd.profiler._is_profiler_enabled
+        ):
+            return _step_with_hooks(self, closure)
+        return self._step(closure)
+
+    # torch would wrap ``step`` in its hooks and a profiler's record, which cost more than a step of
+    # a small model even where there are none.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        params = [param for group in groups for param in group["params"]]
+        with torch.no_grad():
+            plan = self._plan
+            if not (plan and plan.holds(groups, params, self.state) and plan.step(groups)):
+                plan = self._plan = Plan(groups, params, self.state)
+                if not plan.step(groups):
+                    raise RuntimeError("a parameter or its state was moved while it was stepped")
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states and groups in the form of ``torch.optim.Adam``'s, which loads them.
+
+        The moments are the optimizer's own tensors, not copies; step counts are copies.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state_dict = pack(self.state, self.param_groups)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            replaced = post_hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the states and groups of adamas's or torch.optim's Adam or AdamW.
+
+        Parameters are matched by name where both sides know the names, else by position.
+
+        Args:
+            state_dict: what ``state_dict()`` gave; it is copied.
+
+        Raises:
+            ValueError: the state is foreign or of another model; the optimizer is left as it was.
+        """
+        state_dict = state_dict.copy() if isinstance(state_dict, dict) else state_dict
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = pre_hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        with torch.no_grad():
+            states, groups = unpack(self, state_dict)
+        self._plan = None
+        self.state.clear()
+        self.state.update(states)
+        for group, new in zip(self.param_groups, groups, strict=True):
+            group.clear()  # the same dictionaries: schedulers and others hold on to them
+            group.update(new)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A parameter group of a checkpoint, with the options it lacks, checked."""
+        completed = self.defaults | {"foreach": None, "fused": None} | group
+        hyper_of(completed)
+        return completed
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a pickled or copied optimizer; options that it lacks get their defaults."""
+        self._plan = None
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for option in ("amsgrad", "maximize", "capturable", "differentiable"):
+                group.setdefault(option, False)
+            for option in ("foreach", "fused"):
+                group.setdefault(option, None)
+            group.setdefault("decoupled_weight_decay", isinstance(self, AdamW))
+
+
+class AdamW(Adam):
+    """A drop-in for ``torch.optim.AdamW``: Adam whose decay shrinks the weights themselves.
+
+    The arguments are ``Adam``'s, but for ``decoupled_weight_decay``, which is always on, and
+    ``weight_decay``, which is 0.01 by default: a step subtracts ``lr * weight_decay * param``.
+
+    Source: Loshchilov & Hutter 2019, arXiv 1711.05101; torch.optim.AdamW's documentation.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+        )
+
+    def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
+        """As ``Adam.complete_group``; the decay stays decoupled, wherever the group is from."""
+        return super().complete_group(group | {"decoupled_weight_decay": True})
+
+
+_step_with_hooks = Optimizer.profile_hook_step(Adam._step)
+
+
+def _check_trainable(param: Tensor) -> None:
+    """Refuses a plain tensor that cannot have a gradient; a frozen Parameter may thaw later."""
+    if not (param.requires_grad or param.grad is not None or isinstance(param, torch.nn.Parameter)):
+        raise ValueError(
+            f"a parameter must need a gradient, got a tensor of shape {tuple(param.shape)} and "
+            f"{param.dtype} with requires_grad=False: call .requires_grad_() on it, convert it to "
+            "a floating dtype first if it is of whole numbers, or wrap it in torch.nn.Parameter"
+        )

@@ -1,0 +1,38 @@
+"""Stepping in plain torch operations: any dtype, layout and device, by the same equations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..equations import adam
+from ..hyper import Hyper
+from .state import State, moment_names
+
+
+def step(
+    param: Tensor, grad: Tensor, state: State, hyper: Hyper
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One step of one parameter, computed but not yet stored.
+
+    16-bit parameters are computed in float32, as the specification says; complex ones as pairs of
+    real numbers, as torch.optim does.
+
+    Returns:
+        Pairs of a tensor and the value to store in it: the parameter, then its moments.
+    """
+    moments = [state[key] for key in moment_names(hyper.amsgrad)]
+    p, g, m, v, *maximum = (_real(tensor) for tensor in (param, grad, *moments))
+    compute = "float64" if m.dtype == torch.float64 else "float32"
+    c = hyper.coefficients(state["step"] + 1, compute)
+    v_max = maximum[0] if maximum else None
+    values = adam(p.to(m.dtype), g.to(m.dtype), m, v, v_max, c, torch.sqrt, torch.maximum)
+    for target, value in zip((param, *moments), values, strict=False):
+        yield target, torch.view_as_complex(value) if target.is_complex() else value
+
+
+def _real(tensor: Tensor) -> Tensor:
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense

@@ -1,0 +1,186 @@
+"""Who steps what: the core's table, and plain torch operations for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from functools import lru_cache
+from itertools import compress
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import native
+from ..hyper import Coefficients, Hyper
+from . import plain
+from .layout import COMPUTE, is_dense_on_cpu
+from .state import State, check_grad, check_param, check_state
+from .table import Table
+
+Groups = list[dict[str, Any]]  # torch's param_groups
+States = MutableMapping[Tensor, State]
+
+
+class Entry(NamedTuple):
+    """A parameter with a state."""
+
+    name: str
+    group: int
+    param: Tensor
+    state: State
+
+
+class Plan:
+    """What a step of these parameters does, made once and kept while it holds.
+
+    Args:
+        groups: the parameter groups.
+        params: all their parameters, in order.
+        states: the optimizer's states; one is made for each parameter that has a gradient.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a parameter, gradient or state cannot be stepped. Then
+            nothing was changed.
+    """
+
+    def __init__(self, groups: Groups, params: list[Tensor], states: States) -> None:
+        entries = list(_entries(groups, states))
+        takes = [is_dense_on_cpu(e.param) and not _differentiable(groups, e) for e in entries]
+        fast = list(compress(entries, takes))
+        self._plain = list(compress(entries, (not taken for taken in takes)))
+        sets = [(e.group, COMPUTE[e.param.dtype]) for e in fast]
+        self._sets = list(dict.fromkeys(sets))
+        self._table = Table(
+            [e.param for e in fast],
+            [e.state for e in fast],
+            [self._sets.index(s) for s in sets],
+            [e.name for e in fast],
+        )
+        for entry in entries:  # from here on nothing fails
+            states[entry.param] = entry.state
+        self._params = params
+        self._states = list(states.values())
+        self._waiting = [param for param in params if param not in states]
+        self._options = _options(groups)
+
+    def holds(self, groups: Groups, params: list[Tensor], states: States) -> bool:
+        """Whether the plan is still of these parameters and states."""
+        return (
+            native.identical(params, self._params)
+            and native.identical(list(states.values()), self._states)
+            and all(param.grad is None for param in self._waiting)
+            and _options(groups) == self._options
+        )
+
+    def step(self, groups: Groups) -> bool:
+        """Steps every parameter that has a gradient, or raises before touching any.
+
+        Returns:
+            False if a tensor has moved since the plan was made; then nothing was done.
+        """
+        hypers = [hyper_of(group) for group in groups]
+        answer = self._table.look()
+        if answer & native.MOVED:
+            return False
+        pending = []
+        for entry in self._plain:
+            grad = entry.param.grad
+            if grad is not None:
+                check_grad(entry.param, grad, entry.name)
+                with torch.set_grad_enabled(_differentiable(groups, entry)):
+                    values = list(plain.step(entry.param, grad, entry.state, hypers[entry.group]))
+                pending.append((entry, values))
+        self._step_table(hypers, even=not answer & native.UNEVEN)
+        for entry, values in pending:
+            with torch.set_grad_enabled(_differentiable(groups, entry)):
+                for target, value in values:
+                    target.copy_(value)
+            entry.state["step"] += 1
+        return True
+
+    def _step_table(self, hypers: list[Hyper], even: bool) -> None:
+        table = self._table
+        params, rows, steps = table.params, table.rows, table.steps
+        if not params:
+            return
+        if even:
+            kinds = [[number, int(steps[0])] for number in range(len(self._sets))]
+        else:
+            present = np.flatnonzero(steps >= 0)
+            params, rows = [params[i] for i in present], rows[present]
+            pairs = np.stack([table.sets, steps], 1)[present]
+            distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
+            rows[:, native.COEFFICIENTS] = inverse.reshape(-1)
+            kinds = distinct.tolist()
+        coefficients = [self._coefficients(hypers, number, step + 1) for number, step in kinds]
+        table_of_them = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
+        native.step(rows, table_of_them, torch.get_num_threads())
+        table.advance()
+        # The core wrote behind autograd's back: a graph that saved a parameter must not use it.
+        torch.autograd.graph.increment_version(params)
+
+    def _coefficients(self, hypers: list[Hyper], set_: int, step: int) -> Coefficients:
+        group, compute = self._sets[set_]
+        return hypers[group].coefficients(step, compute)
+
+
+def hyper_of(group: dict[str, Any]) -> Hyper:
+    """A parameter group's hyperparameters, checked; tensors of one element count as numbers."""
+    try:
+        beta1, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']!r}") from None
+    return _hyper(
+        _number("lr", group["lr"]),
+        _number("beta1", beta1),
+        _number("beta2", beta2),
+        _number("eps", group["eps"]),
+        _number("weight_decay", group["weight_decay"]),
+        group["amsgrad"],
+        group["maximize"],
+        group["decoupled_weight_decay"],
+    )
+
+
+def _number(name: str, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(
+            f"{name} must be a number or a tensor of one element, got shape {tuple(value.shape)}"
+        )
+    return value.item()
+
+
+@lru_cache(maxsize=1024)
+def _hyper(
+    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, *options: bool
+) -> Hyper:
+    return Hyper(lr, (beta1, beta2), eps, weight_decay, *options)
+
+
+def _entries(groups: Groups, states: States) -> Iterator[Entry]:
+    """Each parameter once that has a gradient or a state, with the state it needs."""
+    seen: set[int] = set()
+    for number, group in enumerate(groups):
+        names = group.get("param_names")
+        for i, param in enumerate(group["params"]):
+            if id(param) in seen or (param.grad is None and param not in states):
+                continue
+            seen.add(id(param))
+            name = names[i] if names else f"parameter {i} of group {number}"
+            check_param(param, name)
+            if param.grad is not None:
+                check_grad(param, param.grad, name)
+            state = check_state(param, states.get(param, {}), group["amsgrad"], name)
+            yield Entry(name, number, param, state)
+
+
+def _options(groups: Groups) -> list[tuple[bool, bool]]:
+    """What decides on which path and with which moments a group is stepped."""
+    return [(group["amsgrad"], group["differentiable"]) for group in groups]
+
+
+def _differentiable(groups: Groups, entry: Entry) -> bool:
+    return bool(groups[entry.group]["differentiable"])
