@@ -3,10 +3,8 @@
 ``Adam`` and ``AdamW`` here step NumPy arrays; ``adamas.torch`` has the same two for PyTorch.
 """
 
-from importlib.metadata import version as _version
-
 from .arrays import Adam, AdamW
 from .hyper import Hyper
 
-__version__ = _version("adamas")
+__version__ = "0.1.0"
 __all__ = ["Adam", "AdamW", "Hyper", "__version__"]

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from . import native, reference
 from .hyper import Coefficients, Hyper
+from .memory import Array, Spans, address, aligned_zeros_like, is_dense, shared
 from .reference import State
 
-Array = NDArray[Any]
 Arrays = Array | Sequence[Array | None] | Mapping[str, Array | None]
+
+_COMPUTE = sorted(native.DTYPES, key=native.DTYPES.__getitem__)
 
 
 class Adam:
@@ -57,8 +59,8 @@ class Adam:
         decoupled = self._decoupled_weight_decay
         self._hyper = Hyper(lr, betas, eps, weight_decay, amsgrad, maximize, decoupled)
         self._params = _check_params(_named(params))
-        self._lows, self._highs = np.sort(_spans(self._params.values()), axis=0).T
-        self._adopt({n: reference.initial_state(p, self._hyper) for n, p in self._params.items()})
+        self._spans = Spans(self._params.values())
+        self._adopt({name: _initial_state(p, self._hyper) for name, p in self._params.items()})
 
     @property
     def hyper(self) -> Hyper:
@@ -97,14 +99,14 @@ class Adam:
         others = {
             name: reference.step(self._params[name], grad, self._state[name], self._hyper)
             for name, grad in given.items()
-            if name not in self._rows
+            if name not in self._index
         }
-        dense = {name: grad for name, grad in given.items() if name in self._rows}
-        readable = self._readable(dense)
-        rows, coefficients = self._table(readable)
+        dense = [(name, grad) for name, grad in given.items() if name in self._index]
+        rows, coefficients, kept = self._table(dense)
         # Nothing was touched until here, and nothing can fail from here on.
         native.step(rows, coefficients)
-        for name in dense:
+        del kept  # copies of gradients, that the core has read
+        for name, _ in dense:
             self._state[name]["step"] += 1
         for name, (param, state) in others.items():
             self._params[name][...] = param
@@ -142,14 +144,20 @@ class Adam:
         self._hyper = hyper
 
     def _adopt(self, state: dict[str, State]) -> None:
-        """Takes the state, and keeps what stays the same in the core's rows."""
+        """Takes the state, and makes the core's rows of the arrays that it takes."""
         self._state = state
-        self._rows: dict[str, list[int]] = {}  # of the arrays that the core takes
-        for name, param in self._params.items():
-            if _is_dense(param):
-                moments = [_address(a) for key, a in state[name].items() if key != "step"]
-                row = [_address(param), 0, *moments, 0][:5]
-                self._rows[name] = [*row, param.size, 0, native.DTYPES[param.dtype.name]]
+        dense = [
+            n for n, p in self._params.items() if is_dense(p) and p.dtype.name in native.DTYPES
+        ]
+        self._index = {name: i for i, name in enumerate(dense)}
+        self._rows = np.zeros((len(dense), native.COLUMNS), np.int64)
+        for row, name in zip(self._rows, dense, strict=True):
+            param = self._params[name]
+            moments = [address(a) for key, a in state[name].items() if key != "step"]
+            row[native.PARAM] = address(param)
+            row[native.EXP_AVG : native.EXP_AVG + len(moments)] = moments
+            row[native.SIZE] = param.size
+            row[native.DTYPE] = native.DTYPES[param.dtype.name]
 
     def _check_grads(self, grads: Arrays) -> dict[str, Array]:
         named = _named(grads)
@@ -165,6 +173,8 @@ class Adam:
             if grad is None:
                 continue
             param = self._params[name]
+            if isinstance(grad, np.generic):  # what arithmetic makes of arrays without dimensions
+                grad = np.asarray(grad)
             if not isinstance(grad, np.ndarray) or grad.dtype != param.dtype:
                 raise TypeError(
                     f"the gradient of {name!r} must be an array of {param.dtype}, its array's "
@@ -178,37 +188,24 @@ class Adam:
             given[name] = grad
         return given
 
-    def _readable(self, grads: dict[str, Array]) -> dict[str, Array]:
-        """Copies those gradients that the core could not read beside what it writes."""
-        spans = _spans(grads.values())
-        # An array lies across a gradient if it begins before its end, but does not end before it.
-        begun = np.searchsorted(self._lows, spans[:, 1])
-        ended = np.searchsorted(self._highs, spans[:, 0], "right")
-        readable = {}
-        for (name, grad), shared in zip(grads.items(), begun > ended, strict=True):
-            param = self._params[name]
-            if shared or not _is_dense(grad) or grad.strides != param.strides:
-                copy = np.empty_like(param)
-                copy[...] = grad
-                grad = copy
-            readable[name] = grad
-        return readable
-
-    def _table(self, grads: dict[str, Array]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The core's rows, and coefficients for each distinct step and type among them."""
-        sets: dict[tuple[int, str], int] = {}
-        rows = []
-        for name, grad in grads.items():
-            row = self._rows[name].copy()
-            row[native.GRAD] = _address(grad)
-            key = (self._state[name]["step"] + 1, grad.dtype.name)
-            row[native.COEFFICIENTS] = sets.setdefault(key, len(sets))
-            rows.append(row)
-        coefficients = [self._hyper.coefficients(step, dtype) for step, dtype in sets]
-        return (
-            np.array(rows, np.int64).reshape(-1, native.COLUMNS),
-            np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields)),
-        )
+    def _table(
+        self, grads: list[tuple[str, Array]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], list[Array]]:
+        """The core's rows and coefficients for these gradients, and what is to be kept for them."""
+        readable = [_like(self._params[name], grad) for name, grad in grads]
+        rows = self._rows[[self._index[name] for name, _ in grads]]
+        rows[:, native.GRAD] = lows = np.array([address(g) for g in readable], np.int64)
+        itemsize = np.where(rows[:, native.DTYPE], 8, 4)
+        overlap = self._spans.overlap(lows, lows + rows[:, native.SIZE] * itemsize)
+        for i in np.flatnonzero(overlap | (lows % itemsize != 0)):
+            readable[i] = readable[i].copy("K")
+            rows[i, native.GRAD] = address(readable[i])
+        steps = np.array([self._state[name]["step"] + 1 for name, _ in grads], np.int64)
+        # Arrays of one type and step share their coefficients.
+        kinds, rows[:, native.COEFFICIENTS] = _distinct(2 * steps + rows[:, native.DTYPE])
+        coefficients = [self._hyper.coefficients(k // 2, _COMPUTE[k % 2]) for k in kinds]
+        table = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
+        return rows, table, readable
 
 
 class AdamW(Adam):
@@ -238,7 +235,10 @@ class AdamW(Adam):
 def _named(arrays: Any) -> dict[str, Any]:
     """The arrays by key or, as strings, by position."""
     if isinstance(arrays, Mapping):
-        return {str(name): array for name, array in arrays.items()}
+        named = {str(name): array for name, array in arrays.items()}
+        if len(named) < len(arrays):
+            raise ValueError(f"keys must differ as strings, got {list(arrays)}: rename one")
+        return named
     if isinstance(arrays, Sequence):
         return {str(i): array for i, array in enumerate(arrays)}
     return {"0": arrays}
@@ -261,49 +261,31 @@ def _check_params(params: dict[str, Any]) -> dict[str, Array]:
             raise ValueError(
                 f"array {name!r} is read-only, and a step writes it in place: pass a copy"
             )
-    _check_disjoint(params)
+    if pair := shared(params):
+        raise ValueError(
+            f"arrays {pair[0]!r} and {pair[1]!r} share memory, so one would be updated twice: pass "
+            "the array once, or a copy"
+        )
     return params
 
 
-def _check_disjoint(params: dict[str, Array]) -> None:
-    names = np.array(list(params))
-    spans = _spans(params.values())
-    order = np.argsort(spans[:, 0], kind="stable")
-    open_: list[str] = []  # arrays that begin before the current one and end after its beginning
-    ends = dict(zip(names, spans[:, 1], strict=True))
-    for name, low in zip(names[order], spans[order, 0], strict=True):
-        open_ = [other for other in open_ if ends[other] > low]
-        for other in open_:
-            if np.shares_memory(params[name], params[other]):
-                raise ValueError(
-                    f"arrays {other!r} and {name!r} share memory, so one would be updated twice: "
-                    "pass the array once, or a copy"
-                )
-        open_.append(name)
+def _like(param: Array, grad: Array) -> Array:
+    """The gradient in the array's memory order."""
+    if grad.strides == param.strides:
+        return grad
+    copy = np.empty_like(param)
+    copy[...] = grad
+    return copy
 
 
-def _is_dense(array: Array) -> bool:
-    flags = array.flags
-    plain = array.dtype.isnative and flags.aligned and array.dtype.name in native.DTYPES
-    return plain and (flags.c_contiguous or flags.f_contiguous)
+def _distinct(numbers: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+    distinct, index = np.unique(numbers, return_inverse=True)
+    return distinct.tolist(), index.reshape(-1)
 
 
-def _address(array: Array) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
-def _spans(arrays: Collection[Array]) -> NDArray[np.int64]:
-    """(arrays, 2): the first byte of each and the first beyond it."""
-    spans = []
-    for array in arrays:
-        low = high = _address(array)
-        if array.size:
-            reach = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
-            low += sum(r for r in reach if r < 0)
-            high += sum(r for r in reach if r > 0) + array.itemsize
-        spans.append((low, high))
-    return np.array(spans, np.int64).reshape(-1, 2)
+def _initial_state(param: Array, hyper: Hyper) -> State:
+    zeros = reference.initial_state(param, hyper)
+    return {k: v if k == "step" else aligned_zeros_like(v, v.dtype.name) for k, v in zeros.items()}
 
 
 def _kind(value: object) -> str:
@@ -340,7 +322,7 @@ def _load_states(
     loaded: Mapping[str, Array], params: dict[str, Array], hyper: Hyper
 ) -> dict[str, State]:
     """Each array's state out of the flat dictionary, checked."""
-    states = {name: reference.initial_state(param, hyper) for name, param in params.items()}
+    states = {name: _initial_state(param, hyper) for name, param in params.items()}
     expected = {f"state/{name}/{key}" for name, state in states.items() for key in state}
     found = {key for key in loaded if key.startswith("state/")}
     if expected != found:

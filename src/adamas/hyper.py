@@ -134,7 +134,7 @@ def _squarings(beta: float) -> tuple[int, ...]:
 _SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074}
 
 
-_FLOATS = struct.Struct(f"{len(Coefficients._fields)}f")
+_FLOATS = struct.Struct(f"<{len(Coefficients._fields)}f")  # native order would let inf through
 
 
 def _to_float32(exact: Coefficients) -> Coefficients:

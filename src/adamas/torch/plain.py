@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +29,26 @@ def step(
     compute = "float64" if m.dtype == torch.float64 else "float32"
     c = hyper.coefficients(state["step"] + 1, compute)
     v_max = maximum[0] if maximum else None
-    values = adam(p.to(m.dtype), g.to(m.dtype), m, v, v_max, c, torch.sqrt, torch.maximum)
+    values = adam(p.to(m.dtype), g.to(m.dtype), m, v, v_max, c, sqrt, torch.maximum)
     for target, value in zip((param, *moments), values, strict=False):
         yield target, torch.view_as_complex(value) if target.is_complex() else value
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The square root, rounded correctly; autograd sees ``torch.sqrt``.
+
+    On the CPU torch's own is not: MKL's vector functions give one in five float32 numbers another
+    last bit. The root taken in float64 is near enough to round to the correct float32.
+    """
+    if x.device.type != "cpu":
+        return torch.sqrt(x)
+    if x.requires_grad:
+        root = torch.sqrt(x)
+        return root + (sqrt(x.detach()) - root).nan_to_num(0.0).detach()
+    if x.dtype == torch.float32:
+        return torch.sqrt(x.double()).float()
+    with np.errstate(invalid="ignore"):
+        return torch.from_numpy(np.sqrt(x.numpy()))
 
 
 def _real(tensor: Tensor) -> Tensor:

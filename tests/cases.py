@@ -1,0 +1,122 @@
+"""The cases whose results are kept as hashes: every backend is held to them.
+
+Data are functions of integers, the same with any version of any library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adamas import Hyper, reference
+
+HASHES = Path(__file__).parent / "hashes.json"
+STEPS = 60
+# Empty, single, around every vector width, and long enough to be cut into pieces.
+SIZES = (1, 0, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 1000, 4099)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule with options over a list of flat arrays of one type."""
+
+    name: str
+    dtype: str
+    options: dict[str, Any] = field(hash=False)
+
+    @property
+    def hyper(self) -> Hyper:
+        return Hyper(**self.options)
+
+    def params(self) -> list[np.ndarray]:
+        return [numbers(1000 + i, n, self.dtype, -3, 1) for i, n in enumerate(SIZES)]
+
+    def grads(self) -> Iterator[list[np.ndarray]]:
+        """The gradients of each step: over 40 binades, with exact zeros and denormals."""
+        for step in range(STEPS):
+            yield [
+                numbers(100_000 + 100 * step + i, n, self.dtype, -33, 7, sparse=True)
+                for i, n in enumerate(SIZES)
+            ]
+
+
+def _cases() -> Iterator[Case]:
+    for dtype, rule, options in product(("float32", "float64"), ("adam", "adamw"), range(8)):
+        amsgrad, maximize, decay = options & 1, options & 2, options & 4
+        values = {
+            "lr": 3e-3,
+            "betas": (0.9, 0.95) if maximize else (0.9, 0.999),
+            "weight_decay": 0.1 if decay else 0.0,
+            "amsgrad": bool(amsgrad),
+            "maximize": bool(maximize),
+            "decoupled_weight_decay": rule == "adamw",
+        }
+        name = "-".join(
+            [dtype, rule]
+            + ["amsgrad"] * bool(amsgrad)
+            + ["maximize"] * bool(maximize)
+            + ["decay"] * bool(decay)
+        )
+        yield Case(name, dtype, values)
+
+
+def numbers(
+    seed: int, count: int, dtype: str, low: int, high: int, sparse: bool = False
+) -> np.ndarray:
+    """Numbers of either sign, their exponents even over [low, high).
+
+    If sparse, one in 8 is zero and one in 64 denormal.
+    """
+    x = np.arange(count, dtype=np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    x ^= x >> np.uint64(31)
+    sign = 1.0 - 2.0 * (x & np.uint64(1)).astype(np.float64)
+    chance = (x >> np.uint64(1)) & np.uint64(63)
+    exponent = low + ((x >> np.uint64(8)) % np.uint64(high - low)).astype(np.int64)
+    mantissa = 1.0 + (x >> np.uint64(32)).astype(np.float64) / 2.0**32
+    if sparse:
+        tiny = np.finfo(dtype).minexp - 5
+        exponent = np.where(chance == 9, tiny, exponent)
+        mantissa = np.where(chance < 8, 0.0, mantissa)
+    return np.ldexp(sign * mantissa, exponent).astype(dtype)
+
+
+def digest(results: list[tuple[np.ndarray, dict[str, Any]]]) -> str:
+    """The hash of parameters and moments, bytes in little-endian order."""
+    sha = hashlib.sha256()
+    for param, state in results:
+        for array in (param, *(a for key, a in state.items() if key != "step")):
+            little = np.asarray(array).astype(array.dtype.newbyteorder("<"))
+            sha.update(little.tobytes())
+    return sha.hexdigest()[:32]
+
+
+def run_reference(case: Case) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    results = [(p, reference.initial_state(p, case.hyper)) for p in case.params()]
+    for grads in case.grads():
+        results = [
+            reference.step(p, g, state, case.hyper)
+            for (p, state), g in zip(results, grads, strict=True)
+        ]
+    return results
+
+
+CASES = list(_cases())
+
+
+def hashes() -> dict[str, str]:
+    kept: dict[str, str] = json.loads(HASHES.read_text())
+    return kept
+
+
+if __name__ == "__main__":  # writes the hashes anew; a change of theirs is a change of the contract
+    found = {case.name: digest(run_reference(case)) for case in CASES}
+    HASHES.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,0 +1,198 @@
+// The core's own test, without Python. With no argument it holds every instruction set, number of
+// threads and grain to the plain loop, bit for bit; with "fork", a step in a forked process. With
+// "replay" it steps what standard input gives and writes the result to standard output; replay.py
+// feeds it. With "isas" it lists the instruction sets.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "isa.hpp"
+#include "step.hpp"
+
+using namespace adamas;
+
+namespace {
+
+const double some_coefficients[coefficient_count] = {0.9,  0.1,  0.999, 1e-3, 0.01,
+                                                     31.6, 1e-8, 1e-4,  0,    0};
+
+// Parameters and moments of several tensors of one type, with gradients.
+struct Tensors {
+  std::vector<std::vector<double>> memory;  // doubles, for their alignment
+  std::vector<Row> rows;
+
+  Tensors(const std::vector<std::int64_t>& sizes, Dtype dtype, bool amsgrad) {
+    std::uint64_t state = 42;
+    for (std::int64_t size : sizes) {
+      for (int k = 0; k < 5; ++k) {
+        memory.emplace_back(size);
+        for (std::int64_t i = 0; i < size; ++i) {
+          state = state * 6364136223846793005u + 1442695040888963407u;
+          const double x = k > 1 ? 0 : static_cast<double>(state >> 40) / (1 << 20) - 8;
+          if (dtype == float64)
+            memory.back()[i] = x;
+          else
+            reinterpret_cast<float*>(memory.back().data())[i] = static_cast<float>(x);
+        }
+      }
+      std::vector<double>* last = &memory.back() - 4;
+      rows.push_back({last[0].data(), last[1].data(), last[2].data(), last[3].data(),
+                      amsgrad ? last[4].data() : nullptr, size, 0, dtype});
+    }
+  }
+};
+
+void check(bool ok, const std::string& what) {
+  if (ok) return;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+  std::exit(1);
+}
+
+void step_all(Tensors& tensors, const Isa& isa, int threads, std::int64_t grain) {
+  for (int t = 0; t < 3; ++t)
+    step(tensors.rows.data(), tensors.rows.size(), some_coefficients, isa.kernel, threads, grain);
+}
+
+int test_bits() {
+  std::vector<std::int64_t> sizes = {0, 5000, 0, 0};
+  for (std::int64_t n = 1; n < 70; ++n) sizes.push_back(n);
+  sizes.push_back(0);
+  int cases = 0;
+  for (Dtype dtype : {float32, float64})
+    for (bool amsgrad : {false, true}) {
+      Tensors plain(sizes, dtype, amsgrad);
+      const std::vector<std::vector<double>> before = plain.memory;
+      step_all(plain, isas().back(), 1, 1 << 30);
+      check(plain.memory != before, "a step changes the parameters");
+      for (const Isa& isa : isas())
+        for (int threads : {1, 2, 3, 8})
+          for (std::int64_t grain : {1, 7, 64, 1000, 1 << 30}) {
+            Tensors tensors(sizes, dtype, amsgrad);
+            step_all(tensors, isa, threads, grain);
+            check(tensors.memory == plain.memory, std::string(isa.name) + ", " +
+                                                      std::to_string(threads) + " threads, grain " +
+                                                      std::to_string(grain));
+            ++cases;
+          }
+    }
+  return cases;
+}
+
+// Sizes beyond 32 bits, with a kernel that only counts.
+int test_sizes() {
+  static std::int64_t next[3], pieces;
+  static const Row* first;
+  const Kernel count = [](const Row& row, const double*, std::int64_t begin, std::int64_t end) {
+    std::int64_t& at = next[&row - first];
+    check(begin == at && end > begin && end <= row.size, "pieces of a row follow one another");
+    at = end;
+    ++pieces;
+  };
+  const std::int64_t big = (std::int64_t{1} << 32) + 1;
+  const Row rows[3] = {{nullptr, nullptr, nullptr, nullptr, nullptr, big, 0, 0},
+                       {nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0},
+                       {nullptr, nullptr, nullptr, nullptr, nullptr, big / 2 + 7, 0, 0}};
+  first = rows;
+  step(rows, 3, some_coefficients, count, 1, 1 << 20);
+  check(next[0] == rows[0].size && next[1] == 0 && next[2] == rows[2].size, "every element");
+  check(pieces == (rows[0].size + rows[2].size) / (1 << 20) + 2, "one piece more at the seam");
+  return 1;
+}
+
+// Callers at the same time: one has the helpers, the others work alone.
+int test_callers() {
+  const std::vector<std::int64_t> sizes = {3000, 17};
+  Tensors plain(sizes, float32, false);
+  for (int i = 0; i < 50; ++i) step_all(plain, isas()[0], 1, 1 << 30);
+  std::vector<Tensors> tensors(4, Tensors({}, float32, false));
+  std::vector<std::thread> callers;
+  for (Tensors& mine : tensors)
+    callers.emplace_back([&] {
+      mine = Tensors(sizes, float32, false);
+      for (int i = 0; i < 50; ++i) step_all(mine, isas()[0], 3, 100);
+    });
+  for (std::thread& caller : callers) caller.join();
+  for (const Tensors& mine : tensors) check(mine.memory == plain.memory, "callers at once");
+  return 4;
+}
+
+int test_fork() {
+  const std::vector<std::int64_t> sizes = {3000};
+  Tensors plain(sizes, float32, false), before(sizes, float32, false);
+  step_all(plain, isas()[0], 1, 1 << 30);
+  step_all(before, isas()[0], 3, 100);  // the pool runs
+  const pid_t child = fork();
+  if (child == 0) {
+    Tensors tensors(sizes, float32, false);
+    step_all(tensors, isas()[0], 3, 100);
+    _exit(tensors.memory == plain.memory ? 0 : 1);
+  }
+  int status = -1;
+  check(waitpid(child, &status, 0) == child && status == 0, "a step after fork");
+  return 1;
+}
+
+template <class T>
+T* read(std::vector<T>& into, std::size_t count) {
+  into.resize(count);
+  check(!count || std::fread(into.data(), sizeof(T), count, stdin) == count,
+        "standard input is too short");
+  return into.data();
+}
+
+// Input: int64 rows, steps, sets, threads, grain; the name of an instruction set in 16 bytes; for
+// each row int64 size, dtype, set, amsgrad; the parameters; for each step the coefficients and the
+// gradients. Output: of each row the parameter, exp_avg, exp_avg_sq and, with AMSGrad, the maximum.
+int replay() {
+  std::vector<std::int64_t> head, table;
+  std::vector<char> name;
+  read(head, 5);
+  read(name, 16);
+  read(table, head[0] * 4);
+  Kernel kernel = nullptr;
+  for (const Isa& isa : isas())
+    if (!std::strncmp(isa.name, name.data(), 16)) kernel = isa.kernel;
+  check(kernel, "this processor has no instruction set of that name");
+  std::vector<std::vector<char>> memory(head[0] * 5);
+  std::vector<Row> rows;
+  for (std::int64_t r = 0; r < head[0]; ++r) {
+    const std::int64_t* entry = &table[r * 4];
+    const std::size_t bytes = entry[0] * (entry[1] == float64 ? 8 : 4);
+    std::vector<char>* mine = &memory[r * 5];
+    read(mine[0], bytes);
+    for (int k = 1; k < 5; ++k) mine[k].assign(bytes, 0);
+    rows.push_back({mine[0].data(), mine[1].data(), mine[2].data(), mine[3].data(),
+                    entry[3] ? mine[4].data() : nullptr, entry[0], entry[2], entry[1]});
+  }
+  std::vector<double> coefficients;
+  for (std::int64_t t = 0; t < head[1]; ++t) {
+    read(coefficients, head[2] * coefficient_count);
+    for (std::int64_t r = 0; r < head[0]; ++r) read(memory[r * 5 + 1], memory[r * 5 + 1].size());
+    step(rows.data(), head[0], coefficients.data(), kernel, static_cast<int>(head[3]), head[4]);
+  }
+  for (std::int64_t r = 0; r < head[0]; ++r)
+    for (int k : {0, 2, 3, 4})
+      if (!memory[r * 5 + k].empty() && (k < 4 || table[r * 4 + 3]))
+        std::fwrite(memory[r * 5 + k].data(), 1, memory[r * 5 + k].size(), stdout);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string what = argc > 1 ? argv[1] : "";
+  if (what == "replay") return replay();
+  if (what == "isas") {
+    for (const Isa& isa : isas()) std::puts(isa.name);
+    return 0;
+  }
+  // Apart, since neither the thread sanitizer nor qemu follows threads into a forked process.
+  const int passed = what == "fork" ? test_fork() : test_bits() + test_sizes() + test_callers();
+  std::printf("%d passed, 0 failed\n", passed);
+}

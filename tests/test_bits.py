@@ -1,0 +1,89 @@
+"""The same bits from the reference, the core and both front ends, kept as hashes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, Case, digest, hashes, run_reference
+
+import adamas
+import adamas.torch
+from adamas import native, reference
+
+KEPT = hashes()
+FRONT_ENDS = {"arrays": adamas, "torch": adamas.torch}
+Results = list[tuple[np.ndarray, dict[str, Any]]]
+
+
+def run_core(case: Case, isa: str, threads: int, grain: int) -> Results:
+    results = [(p, reference.initial_state(p, case.hyper)) for p in case.params()]
+    for step, grads in enumerate(case.grads(), 1):
+        rows = np.zeros((len(results), native.COLUMNS), np.int64)
+        for row, (param, state), grad in zip(rows, results, grads, strict=True):
+            arrays = [param, grad, *(a for key, a in state.items() if key != "step")]
+            row[: len(arrays)] = [a.ctypes.data for a in arrays]
+            row[native.SIZE] = param.size
+            row[native.DTYPE] = native.DTYPES[case.dtype]
+        coefficients = np.array([case.hyper.coefficients(step, case.dtype)])
+        native.step(rows, coefficients, threads, grain=grain, isa=isa)
+    return results
+
+
+def options(case: Case) -> dict[str, Any]:
+    return {k: v for k, v in case.options.items() if k != "decoupled_weight_decay"}
+
+
+def run_arrays(case: Case) -> Results:
+    params = case.params()
+    rule = adamas.AdamW if case.hyper.decoupled_weight_decay else adamas.Adam
+    optimizer = rule(params, **options(case))
+    for grads in case.grads():
+        optimizer.step(grads)
+    saved = optimizer.state_dict()
+    keys = reference.initial_state(params[0], case.hyper)
+    return [(p, {k: saved[f"state/{i}/{k}"] for k in keys}) for i, p in enumerate(params)]
+
+
+def run_torch(case: Case, plain: bool) -> Results:
+    """In plain torch operations if asked: ``differentiable`` leaves the core aside."""
+    params = [torch.from_numpy(p).requires_grad_(not plain) for p in case.params()]
+    rule = adamas.torch.AdamW if case.hyper.decoupled_weight_decay else adamas.torch.Adam
+    wrapped = [torch.nn.Parameter(p, requires_grad=not plain) for p in params]
+    optimizer = rule(wrapped, **options(case), differentiable=plain)
+    for grads in case.grads():
+        for param, grad in zip(wrapped, grads, strict=True):
+            param.grad = torch.from_numpy(grad)
+        optimizer.step()
+    names = list(reference.initial_state(np.zeros(1), case.hyper))[1:]
+    return [
+        (p.detach().numpy(), {k: optimizer.state[p][k].detach().numpy() for k in names})
+        for p in wrapped
+    ]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+class TestHashes:
+    """Each backend on each case."""
+
+    def test_reference(self, case: Case) -> None:
+        assert digest(run_reference(case)) == KEPT[case.name]
+
+    @pytest.mark.parametrize(("threads", "grain"), [(1, native.GRAIN), (2, 777)])
+    @pytest.mark.parametrize("isa", native.isas())
+    def test_core(self, case: Case, isa: str, threads: int, grain: int) -> None:
+        assert digest(run_core(case, isa, threads, grain)) == KEPT[case.name]
+
+    def test_arrays(self, case: Case) -> None:
+        assert digest(run_arrays(case)) == KEPT[case.name]
+
+    @pytest.mark.parametrize("plain", [False, True], ids=["core", "plain"])
+    def test_torch(self, case: Case, plain: bool) -> None:
+        assert digest(run_torch(case, plain)) == KEPT[case.name]
+
+
+def test_the_cases_differ() -> None:
+    """But for the two rules, which are one where there is no decay."""
+    assert len(set(KEPT.values())) == len(KEPT) * 3 // 4

@@ -1,0 +1,100 @@
+"""Hyperparameters and coefficients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adamas import Hyper
+from adamas.hyper import bias_correction
+
+BAD = [
+    ({"lr": -1e-3}, ValueError, "lr must be finite and at least 0, got -0.001"),
+    ({"lr": math.nan}, ValueError, "lr must be finite"),
+    ({"lr": math.inf}, ValueError, "lr must be finite"),
+    ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+    ({"lr": None}, TypeError, "lr must be a number, got None"),
+    ({"betas": (1.5, 0.9)}, ValueError, r"beta1 must be in \[0, 1\), got 1.5"),
+    ({"betas": (0.9, 1.0)}, ValueError, r"beta2 must be in \[0, 1\), got 1.0"),
+    ({"betas": (-0.1, 0.9)}, ValueError, r"beta1 must be in \[0, 1\), got -0.1"),
+    ({"betas": (0.9, math.nan)}, ValueError, "beta2 must be in"),
+    ({"betas": 0.9}, ValueError, "betas must be two numbers"),
+    ({"betas": (0.9,)}, ValueError, "betas must be two numbers"),
+    ({"betas": (0.9, 0.99, 0.999)}, ValueError, "betas must be two numbers"),
+    ({"eps": -1e-8}, ValueError, "eps must be finite and at least 0"),
+    ({"eps": math.inf}, ValueError, "eps must be finite"),
+    ({"weight_decay": -1.0}, ValueError, "weight_decay must be finite and at least 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD)
+def test_bad_values(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Hyper(**options)
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    assert asdict(Hyper()) == {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "amsgrad": False,
+        "maximize": False,
+        "decoupled_weight_decay": False,
+    }
+
+
+@given(
+    beta=st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from((0.9, 0.95, 0.999, 0.9999))),
+    step=st.one_of(st.integers(1, 300), st.sampled_from((1000, 4097))),
+)
+def test_bias_correction_is_rounded_once(beta: float, step: int) -> None:
+    exact = 1 - Fraction(beta) ** step
+    assert bias_correction(beta, step) == float(exact)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 1 - 2**-53])
+def test_row_10_steps_beyond_every_small_counter(beta: float) -> None:
+    found = [bias_correction(beta, t) for t in (1, 255, 256, 257, 2048, 2049, 65537, 2**24 + 1)]
+    assert found == sorted(found)
+    assert all(0 < x <= 1 for x in found)
+    assert bias_correction(beta, 2**53) == pytest.approx(
+        -math.expm1(2**53 * math.log(beta)) if beta else 1.0
+    )
+
+
+def test_row_14_step_counts_from_one() -> None:
+    with pytest.raises(ValueError, match="step must count from 1, got 0"):
+        Hyper().coefficients(0)
+
+
+def test_row_15_betas_keep_their_precision() -> None:
+    c = Hyper().coefficients(1)
+    assert c.beta2 == pytest.approx(0.999, rel=6e-8)
+    assert c.one_minus_beta2 == pytest.approx(0.001, rel=6e-8)
+
+
+def test_coefficients() -> None:
+    hyper = Hyper(0.1, (0.5, 0.75), 1e-3, 0.25)
+    exact = hyper.coefficients(2, "float64")
+    assert exact.step_size == 0.1 / 0.75
+    assert exact.denom_scale == 1 / math.sqrt(1 - 0.75**2)
+    assert (exact.l2, exact.decay) == (0.25, 0.0)
+    decoupled = Hyper(0.1, (0.5, 0.75), 1e-3, 0.25, decoupled_weight_decay=True)
+    assert decoupled.coefficients(2, "float64").decay == 0.1 * 0.25
+    assert decoupled.coefficients(2, "float64").l2 == 0
+
+
+def test_a_coefficient_too_large_for_float32() -> None:
+    hyper = Hyper(lr=1e39)
+    assert hyper.coefficients(1, "float64").step_size > 1e39
+    with pytest.raises(ValueError, match=r"step_size = .* exceeds float32: lower it"):
+        hyper.coefficients(1)
+    assert Hyper(lr=3e38).coefficients(100).step_size == pytest.approx(3e38, rel=1e-3)

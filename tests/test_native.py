@@ -1,0 +1,188 @@
+"""The core's settings, threads and surroundings; its bits are held in test_bits.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from cases import numbers
+
+from adamas import Adam, Hyper, native, reference
+
+HYPER = Hyper(lr=0.01)
+
+
+def rows_of(arrays: list[np.ndarray]) -> np.ndarray:
+    row = np.zeros((1, native.COLUMNS), np.int64)
+    row[0, : len(arrays)] = [a.ctypes.data for a in arrays]
+    row[0, native.SIZE] = arrays[0].size
+    row[0, native.DTYPE] = native.DTYPES[str(arrays[0].dtype)]
+    return row
+
+
+def stepped(size: int, dtype: str, **settings: object) -> tuple[bytes, bytes]:
+    """What the core and the reference make of the same two steps."""
+    param = numbers(3, size, dtype, -3, 3)
+    expected, state = param.copy(), reference.initial_state(param, HYPER)
+    m, v = np.zeros_like(param), np.zeros_like(param)
+    for t in (1, 2):
+        grad = numbers(10 * t, size, dtype, -30, 10, sparse=True)
+        expected, state = reference.step(expected, grad, state, HYPER)
+        native.step(
+            rows_of([param, grad, m, v]),
+            np.array([HYPER.coefficients(t, dtype)]),
+            **settings,  # type: ignore[arg-type]
+        )
+    return param.tobytes(), expected.tobytes()
+
+
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_row_3_every_tail(dtype: str, isa: str) -> None:
+    for size in [*range(70), 127, 128, 129, 1023, 1024, 1025]:
+        found, expected = stepped(size, dtype, isa=isa)
+        assert found == expected, size
+
+
+@pytest.mark.parametrize("isa", native.isas())
+def test_threads_and_grains(isa: str) -> None:
+    for threads, grain in product((1, 2, 3, 8), (1, 7, 1000, 4096, 1 << 40)):
+        found, expected = stepped(5000, "float32", isa=isa, threads=threads, grain=grain)
+        assert found == expected, (threads, grain)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{native.SIZE: -1}, {native.COEFFICIENTS: 1}, {native.COEFFICIENTS: -1}, {native.DTYPE: 2}],
+)
+def test_a_bad_row_is_refused(change: dict[int, int]) -> None:
+    rows = rows_of([np.ones(3, "float32") for _ in range(4)])
+    for column, value in change.items():
+        rows[0, column] = value
+    with pytest.raises(ValueError, match="a row has"):
+        native.step(rows, np.array([HYPER.coefficients(1)]))
+
+
+@pytest.mark.parametrize("settings", [{"threads": -1}, {"grain": 0}, {"isa": "avx9000"}])
+def test_bad_settings_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        stepped(3, "float32", **settings)
+
+
+def test_no_rows() -> None:
+    native.step(np.zeros((0, native.COLUMNS), np.int64), np.zeros((0, 10)))
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+STEP = "import numpy as np, adamas; p = np.ones(9); adamas.Adam(p).step(p + 1); print(p[0])"
+
+
+@pytest.mark.parametrize("isa", native.isas())
+def test_row_47_the_environment_chooses_the_instruction_set(isa: str) -> None:
+    result = run_python(STEP, ADAMAS_ISA=isa)
+    assert result.stdout.startswith("0.999"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ADAMAS_ISA": "mmx"}, "ADAMAS_ISA must be one of .*baseline.*, got 'mmx'"),
+        ({"ADAMAS_NUM_THREADS": "many"}, "ADAMAS_NUM_THREADS must be a whole number"),
+        ({"ADAMAS_NUM_THREADS": "0"}, "ADAMAS_NUM_THREADS must be a whole number"),
+    ],
+)
+def test_a_bad_environment(environment: dict[str, str], message: str) -> None:
+    result = run_python(STEP, **environment)
+    assert result.returncode == 1
+    assert "ValueError" in result.stderr
+    assert re.search(message, result.stderr)
+
+
+def test_default_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    monkeypatch.delenv("ADAMAS_NUM_THREADS", raising=False)
+    assert native.default_threads() == 3
+    monkeypatch.setenv("ADAMAS_NUM_THREADS", "5")
+    assert native.default_threads() == 5
+    monkeypatch.delenv("ADAMAS_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert native.default_threads() >= 1
+
+
+def test_row_47_a_missing_core_says_what_to_do() -> None:
+    code = (
+        "import sys; sys.modules['adamas._core'] = None\n"
+        "try:\n    import adamas\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    result = run_python(code)
+    assert "compiled core is missing or does not load" in result.stdout
+    assert "pip install" in result.stdout
+
+
+def test_denormals_survive_a_caller_that_flushes_them() -> None:
+    """As torch.set_flush_denormal and libraries built with -ffast-math do."""
+    tiny, param = np.full(40, 1e-42, "float32"), np.ones(40, "float32")
+    expected, state = param.copy(), reference.initial_state(param, Hyper())
+    for _ in range(3):
+        expected, state = reference.step(expected, tiny, state, Hyper())
+    optimizer = Adam(param)
+    assert torch.set_flush_denormal(True)
+    try:
+        assert (tiny * np.float32(0.5) == 0).all()
+        for _ in range(3):
+            optimizer.step(tiny)
+    finally:
+        torch.set_flush_denormal(False)
+    moment = optimizer.state_dict()["state/0/exp_avg"]
+    assert (moment > 0).all()
+    assert moment.tobytes() == state["exp_avg"].tobytes()
+    assert param.tobytes() == expected.tobytes()
+
+
+def test_a_step_after_fork() -> None:
+    found, expected = stepped(100_000, "float32", threads=2)  # the threads run
+    assert found == expected
+    with warnings.catch_warnings():  # newer Pythons warn of fork beside threads, our point here
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            found, expected = stepped(100_000, "float32", threads=2)
+            os._exit(0 if found == expected else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_steps_from_several_threads() -> None:
+    results: list[bool] = []
+
+    def work() -> None:
+        for _ in range(20):
+            found, expected = stepped(40_000, "float32", threads=2, grain=1000)
+            results.append(found == expected)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 80
