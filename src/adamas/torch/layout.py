@@ -14,8 +14,14 @@ COMPUTE = {
 }
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor is one block without gaps, in whatever order of dimensions."""
+    dense: object = torch.ops.aten.is_non_overlapping_and_dense(tensor)
+    return tensor.layout == torch.strided and bool(dense)
+
+
 def is_dense_on_cpu(tensor: Tensor) -> bool:
-    """Whether the tensor is one gapless block of the core's types, in whatever dimension order."""
+    """Whether the tensor is one the core takes: of its types, on the CPU, dense and aligned."""
     dispatch: object = type(tensor).__torch_dispatch__
     return (
         tensor.device.type == "cpu"
@@ -23,7 +29,7 @@ def is_dense_on_cpu(tensor: Tensor) -> bool:
         and tensor.dtype in COMPUTE
         and dispatch is Tensor.__torch_dispatch__  # no wrapper of other tensors
         and not (tensor.is_conj() or tensor.is_neg())
-        and bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
+        and is_dense(tensor)
         and tensor.data_ptr() % tensor.element_size() == 0
     )
 

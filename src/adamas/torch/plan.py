@@ -88,6 +88,9 @@ class Plan:
             grad = entry.param.grad
             if grad is not None:
                 check_grad(entry.param, grad, entry.name)
+                amsgrad = groups[entry.group]["amsgrad"]
+                if check_state(entry.param, entry.state, amsgrad, entry.name) is not entry.state:
+                    return False
                 with torch.set_grad_enabled(_differentiable(groups, entry)):
                     values = list(plain.step(entry.param, grad, entry.state, hypers[entry.group]))
                 pending.append((entry, values))

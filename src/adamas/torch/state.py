@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import lies_like
+from .layout import is_dense, lies_like
 
 State = dict[str, Any]  # step: int; exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq
 
@@ -87,7 +87,7 @@ def check_state(param: Tensor, state: State, amsgrad: bool, name: str) -> State:
                 "it is of another model or another optimizer"
             )
         fits = moment.dtype == moment_type(param) and moment.device == param.device
-        if not (fits and lies_like(moment, param)):
+        if not (fits and (lies_like(moment, param) or not is_dense(param))):
             moment = zero_moment(param).copy_(moment)
         checked[key] = moment
     return state if all(state.get(key) is checked[key] for key in checked) else checked

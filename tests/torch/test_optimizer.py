@@ -1,0 +1,456 @@
+"""The PyTorch front end beside torch.optim."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import adamas.torch
+from adamas import Hyper, reference
+from adamas.torch import Adam, AdamW
+
+RULES = [(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)]
+rules = pytest.mark.parametrize(("ours", "theirs"), RULES, ids=["Adam", "AdamW"])
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits
+
+    data, target = load_digits(return_X_y=True)
+    return torch.from_numpy(data / 16.0), torch.from_numpy(target)
+
+
+def network(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 48), nn.Tanh(), nn.LayerNorm(48), nn.Linear(48, 10)).to(
+        dtype
+    )
+
+
+@rules
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
+def test_follows_torch_on_recorded_gradients(
+    ours: type[Adam],
+    theirs: type[torch.optim.Adam],
+    dtype: torch.dtype,
+    bound: float,
+    digits: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """200 steps of a real network, every option, relative to each tensor's largest weight."""
+    data, target = digits[0].to(dtype), digits[1]
+    for amsgrad, maximize, decay in product((False, True), (False, True), (0.0, 0.01)):
+        options = {"lr": 1e-3, "amsgrad": amsgrad, "maximize": maximize, "weight_decay": decay}
+        model = network(dtype)
+        params = list(model.parameters())
+        mirror = [nn.Parameter(p.detach().clone()) for p in params]
+        one, other = ours(mirror, **options), theirs(params, foreach=False, **options)
+        for step in range(200):
+            batch = slice(step * 8 % 1600, step * 8 % 1600 + 32)
+            loss = nn.functional.cross_entropy(model(data[batch]), target[batch])
+            other.zero_grad()
+            (-loss if maximize else loss).backward()
+            for p, q in zip(mirror, params, strict=True):
+                p.grad = q.grad.clone()
+            one.step()
+            other.step()
+        # torch multiplies by 1 - lr * weight_decay, rounded to the parameter's type: an error that
+        # goes the same way each step, and that adamas does not share.
+        exact = Fraction(1) - Fraction(1e-3) * Fraction(decay)
+        rounded = Fraction(torch.tensor(1 - 1e-3 * decay, dtype=dtype).item())
+        drift = 200 * abs(float(exact - rounded)) if ours is AdamW else 0.0
+        for p, q in zip(mirror, params, strict=True):
+            distance = ((p - q).abs().max() / q.abs().max()).item()
+            assert distance <= bound + drift, (options, distance)
+
+
+def flat(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [
+        tensor.detach().clone()
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for tensor in (p, *(v for v in optimizer.state[p].values() if isinstance(v, torch.Tensor)))
+    ]
+
+
+def identical(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def train(optimizer: torch.optim.Optimizer, start: int, stop: int) -> None:
+    """Steps with gradients that depend on the step's number alone."""
+    for t in range(start, stop):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                generator = torch.Generator().manual_seed(1000 * t + p.numel())
+                values = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                p.grad = values.to(p.dtype)
+        optimizer.step()
+
+
+def params(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(7, 5), (5,), (), (0,), (2, 3, 4, 4)]
+    return [
+        nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+        for shape in shapes
+    ]
+
+
+@rules
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_checkpoints_in_both_directions(
+    ours: type[Adam], theirs: type[torch.optim.Adam], amsgrad: bool
+) -> None:
+    source = theirs(params(), lr=0.02, betas=(0.8, 0.9), amsgrad=amsgrad, foreach=False)
+    train(source, 0, 5)
+    here = ours([nn.Parameter(p.detach().clone()) for p in source.param_groups[0]["params"]])
+    here.load_state_dict(source.state_dict())
+    assert here.param_groups[0]["lr"] == 0.02
+    assert here.param_groups[0]["betas"] == (0.8, 0.9)
+    train(source, 5, 10)
+    train(here, 5, 10)
+    for p, q in zip(*(o.param_groups[0]["params"] for o in (here, source)), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    for options in ({"foreach": False}, {"foreach": True}, {"fused": True}):
+        clones = [nn.Parameter(p.detach().clone()) for p in here.param_groups[0]["params"]]
+        back = theirs(clones)
+        back.load_state_dict(here.state_dict())
+        back.param_groups[0].update(options)
+        if "fused" in options:
+            for state in back.state.values():
+                state["step"] = state["step"].float()
+        train(back, 10, 12)
+        assert all(int(s["step"]) == 12 for s in back.state.values())
+    saved = here.state_dict()["state"][0]
+    assert list(saved) == ["step", "exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * amsgrad
+    assert saved["step"].dtype == torch.float32
+    assert saved["step"].shape == ()
+
+
+@rules
+def test_rows_9_35_37_resumed_is_uninterrupted(
+    ours: type[Adam], theirs: type[torch.optim.Adam]
+) -> None:
+    straight = ours(params(), lr=0.1, amsgrad=True)
+    train(straight, 0, 9)
+    halted = ours(params(), lr=0.1, amsgrad=True)
+    train(halted, 0, 4)
+    file = io.BytesIO()
+    weights = [p.detach().clone() for p in halted.param_groups[0]["params"]]
+    torch.save({"optimizer": halted.state_dict(), "weights": weights}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    resumed = ours([nn.Parameter(w) for w in loaded["weights"]], lr=5.0)
+    resumed.load_state_dict(loaded["optimizer"])
+    train(resumed, 4, 9)
+    assert identical(flat(straight), flat(resumed))
+    assert all(state["step"] == 9 for state in resumed.state.values())
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+    ids=["deepcopy", "pickle"],
+)
+def test_copies_go_on_alike(duplicate: Callable[[Adam], Adam]) -> None:
+    one = AdamW(params(), lr=0.1)
+    train(one, 0, 3)
+    other = duplicate(one)
+    train(one, 3, 6)
+    before = flat(other)
+    train(other, 3, 6)
+    assert identical(flat(one), flat(other))
+    assert not identical(before, flat(other))
+
+
+@rules
+def test_groups_and_schedulers(ours: type[Adam], theirs: type[torch.optim.Adam]) -> None:
+    results = []
+    for rule in (ours, theirs):
+        all_params = params(torch.float64)
+        optimizer = rule(
+            [
+                {"params": all_params[:2], "lr": 0.1, "weight_decay": 0.3},
+                {"params": all_params[2:3]},
+            ],
+            lr=0.01,
+        )
+        optimizer.add_param_group({"params": all_params[3:], "betas": (0.5, 0.6), "amsgrad": True})
+        schedulers = [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=4),
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=20),
+        ]
+        for t in range(12):
+            train(optimizer, t, t + 1)
+            for scheduler in schedulers:
+                scheduler.step()
+        results.append([p.detach() for p in all_params])
+    for p, q in zip(*results, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13)
+
+
+def test_closure_and_zero_grad() -> None:
+    p = nn.Parameter(torch.tensor([2.0]))
+    optimizer = Adam([p], lr=0.5)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        assert torch.is_grad_enabled()
+        loss = (p**2).sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = optimizer.step(closure)
+    assert loss.item() == 4
+    assert p.item() == pytest.approx(1.5)
+    optimizer.zero_grad()
+    assert p.grad is None
+    assert optimizer.step() is None
+    assert p.item() == pytest.approx(1.5)
+
+
+def test_hooks() -> None:
+    p = nn.Parameter(torch.ones(1))
+    optimizer = Adam([p])
+    seen: list[str] = []
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: seen.append("pre")),
+        optimizer.register_step_post_hook(lambda *_: seen.append("post")),
+        register_optimizer_step_pre_hook(lambda *_: seen.append("global")),
+        optimizer.register_state_dict_pre_hook(lambda *_: seen.append("state")),
+        optimizer.register_state_dict_post_hook(lambda _, state: state | {"extra": 1}),
+        optimizer.register_load_state_dict_pre_hook(lambda *_: seen.append("load")),
+        optimizer.register_load_state_dict_post_hook(lambda *_: seen.append("loaded")),
+    ]
+    p.grad = torch.ones(1)
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert state.pop("extra") == 1
+    optimizer.load_state_dict(state)
+    assert seen == ["global", "pre", "post", "state", "load", "loaded"]
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert len(seen) == 6
+
+
+def test_the_profiler_sees_steps() -> None:
+    p = nn.Parameter(torch.ones(1))
+    optimizer = AdamW([p])
+    p.grad = torch.ones(1)
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    assert any("Optimizer.step#AdamW.step" in event.name for event in profile.events())
+
+
+def test_autograd_knows_that_weights_changed() -> None:
+    """A graph that saved the old weights must not be used with the new."""
+    p = nn.Parameter(torch.ones(3))
+    loss = (p * p * p).sum()
+    p.grad = torch.ones(3)
+    Adam([p]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+PLAIN: list[tuple[str, Callable[[], torch.Tensor]]] = [
+    ("bfloat16", lambda: torch.randn(9, 5).bfloat16()),
+    ("float16", lambda: torch.randn(9, 5).half()),
+    ("gaps", lambda: torch.randn(9, 10)[:, ::2]),
+    ("overlapping dimensions", lambda: torch.randn(40).as_strided((6, 5), (6, 1))),
+    ("complex with a gap", lambda: torch.randn(8, dtype=torch.complex64)[::2]),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), PLAIN, ids=[name for name, _ in PLAIN])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_what_the_core_does_not_take(
+    name: str, make: Callable[[], torch.Tensor], amsgrad: bool
+) -> None:
+    """Stepped by the same equations, beside parameters that the core takes."""
+    torch.manual_seed(0)
+    odd = nn.Parameter(make())
+    plain = nn.Parameter(torch.randn(5))
+    optimizer = AdamW([odd, plain], lr=0.01, amsgrad=amsgrad)
+    hyper = Hyper(0.01, weight_decay=0.01, amsgrad=amsgrad, decoupled_weight_decay=True)
+
+    def numpy(tensor: torch.Tensor) -> np.ndarray:
+        real = (
+            torch.view_as_real(tensor.detach().clone().resolve_conj())
+            if tensor.is_complex()
+            else tensor
+        )
+        return real.detach().float().clone().numpy()
+
+    expected = numpy(odd)
+    state = reference.initial_state(expected, hyper)
+    for _ in range(5):
+        for p in (odd, plain):
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        expected, state = reference.step(expected, numpy(odd.grad), state, hyper)
+        if odd.dtype in (torch.bfloat16, torch.float16):
+            expected = torch.from_numpy(expected).to(odd.dtype).float().numpy()
+    np.testing.assert_array_equal(numpy(odd), expected)
+    assert optimizer.state[odd]["step"] == 5
+    if not odd.is_complex():
+        assert optimizer.state[odd]["exp_avg"].dtype == torch.float32
+        assert optimizer.state[odd]["exp_avg"].numpy().tobytes() == state["exp_avg"].tobytes()
+
+
+def test_row_21_complex_parameters_are_pairs() -> None:
+    """Each of its parts has a second moment of its own, as torch.optim has it."""
+    torch.manual_seed(0)
+    one = nn.Parameter(torch.randn(6, dtype=torch.complex128))
+    other = nn.Parameter(one.detach().clone())
+    ours, theirs = AdamW([one], lr=0.1), torch.optim.AdamW([other], lr=0.1, foreach=False)
+    for _ in range(5):
+        one.grad = torch.randn(6, dtype=torch.complex128)
+        other.grad = one.grad.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(one, other, rtol=1e-13, atol=0)
+
+
+def test_gradients_that_lie_elsewhere_each_step() -> None:
+    one, other = nn.Parameter(torch.ones(8, 9)), nn.Parameter(torch.ones(8, 9))
+    ours = Adam([one], lr=0.1)
+    hyper = Hyper(0.1)
+    expected = one.detach().numpy().copy()
+    state = reference.initial_state(expected, hyper)
+    kept = []
+    forms: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda g: g,
+        lambda g: g.t().contiguous().t(),
+        lambda g: torch.stack([g, g], -1)[..., 0],
+        lambda g: g[:1].expand(8, 9),
+        lambda g: torch.complex(g, -g).conj().imag,  # with torch's lazy negation
+        lambda g: torch.cat([torch.zeros(1), g.flatten()])[1:].view(8, 9),
+    ]
+    for form in forms * 2:
+        grad = form(torch.randn(8, 9))
+        kept.append(grad)
+        one.grad = grad
+        ours.step()
+        expected, state = reference.step(expected, grad.resolve_neg().numpy(), state, hyper)
+        assert one.detach().numpy().tobytes() == expected.tobytes()
+    assert other.grad is None
+
+
+def test_a_lazily_negated_gradient_from_autograd() -> None:
+    p = nn.Parameter(torch.tensor([1.0]))
+    torch.complex(torch.zeros(1), p).backward(torch.tensor([1 - 2j]).conj().conj().conj())
+    negated = p.grad.is_neg()
+    before = p.item()
+    Adam([p], lr=0.5).step()
+    assert p.item() == before - 0.5 * np.sign(p.grad.item())
+    assert negated in (True, False)
+
+
+def test_a_gradient_that_is_the_parameter() -> None:
+    p = nn.Parameter(torch.randn(1000))
+    q = nn.Parameter(p.detach().clone())
+    one, other = Adam([p], lr=0.1), Adam([q], lr=0.1)
+    for _ in range(3):
+        p.grad, q.grad = p.detach(), q.detach().clone()
+        one.step()
+        other.step()
+        assert torch.equal(p, q)
+
+
+def test_tensors_that_move_between_steps() -> None:
+    """Data, moments and whole states may be replaced; the step follows them."""
+    here, there = params(), params()
+    one, other = Adam(here, lr=0.1), Adam(there, lr=0.1)
+
+    def moments() -> None:
+        for state in one.state.values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = state[key].clone()
+
+    def moments_in_place() -> None:
+        for state in one.state.values():
+            state["exp_avg"].data = state["exp_avg"].clone()
+
+    def data() -> None:
+        for p in here:
+            p.data = p.data.clone()
+
+    def states() -> None:
+        for p in here:
+            one.state[p] = dict(one.state[p])
+
+    def dtypes() -> None:
+        for state in one.state.values():
+            state["exp_avg"] = state["exp_avg"].double()
+            state["step"] = torch.tensor(float(state["step"]))
+
+    for t, move in enumerate((moments, data, states, moments_in_place, dtypes)):
+        train(one, t, t + 1)
+        train(other, t, t + 1)
+        move()
+    train(one, 9, 10)
+    train(other, 9, 10)
+    assert identical(flat(one), flat(other))
+
+
+def test_a_model_that_changes_its_type() -> None:
+    model = nn.Linear(3, 3)
+    optimizer = Adam(model.parameters(), lr=0.1)
+    train(optimizer, 0, 2)
+    model.double()
+    optimizer.zero_grad()
+    train(optimizer, 2, 4)
+    assert all(s["exp_avg"].dtype == torch.float64 for s in optimizer.state.values())
+    assert all(s["step"] == 4 for s in optimizer.state.values())
+
+
+def test_differentiable() -> None:
+    start = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    p = start.clone()
+    optimizer = Adam([p], lr=0.1, differentiable=True)
+    p.grad = torch.tensor([0.5, -1.0], dtype=torch.float64, requires_grad=True)
+    grad = p.grad
+    optimizer.step()
+    p.sum().backward()
+    assert start.grad.tolist() == [1, 1]
+    # After one step the update is lr * g / (|g| + eps): it hardly depends on the gradient's size.
+    assert grad.grad.abs().max() < 1e-6
+
+
+@rules
+def test_lr_and_betas_as_tensors(ours: type[Adam], theirs: type[torch.optim.Adam]) -> None:
+    for lr in (torch.tensor(0.1), torch.tensor([0.1])):
+        optimizer = ours(params(), lr=lr)
+        train(optimizer, 0, 2)
+        lr.fill_(0.0)  # the optimizer's lr is this tensor
+        before = flat(optimizer)[0]
+        train(optimizer, 2, 3)
+        assert torch.equal(before, flat(optimizer)[0])
+    betas = (torch.tensor(0.5), torch.tensor(0.75))
+    optimizer, plain = ours(params(), betas=betas), ours(params(), betas=(0.5, 0.75))
+    train(optimizer, 0, 2)
+    train(plain, 0, 2)
+    assert identical(flat(optimizer), flat(plain))
+
+
+def test_the_table_is_kept_while_nothing_moves() -> None:
+    optimizer = AdamW(params())
+    train(optimizer, 0, 1)
+    plan = optimizer._plan
+    train(optimizer, 1, 4)
+    assert optimizer._plan is plan
+    assert adamas.torch.Adam is Adam

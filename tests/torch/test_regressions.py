@@ -1,0 +1,289 @@
+"""Bugs that other Adams have shipped, each a test of ours; the names say the rows' numbers."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from adamas.torch import Adam, AdamW
+
+
+def grads(params: list[nn.Parameter], value: float = 1.0) -> None:
+    for p in params:
+        p.grad = torch.full_like(p, value)
+
+
+def test_row_1_empty_tensors_in_the_list() -> None:
+    params = [nn.Parameter(torch.ones(n)) for n in (1, 1, 0, 1, 0)]
+    grads(params)
+    Adam(params, lr=0.5).step()
+    assert [p.tolist() for p in params] == [[0.5], [0.5], [], [0.5], []]
+
+
+def test_row_2_tens_of_thousands_of_small_parameters() -> None:
+    params = [nn.Parameter(torch.ones(i % 3 + 1)) for i in range(30_000)]
+    grads(params)
+    optimizer = AdamW(params, lr=0.5, weight_decay=0)
+    optimizer.step()
+    optimizer.step()
+    assert all((p == 0).all() for p in params)
+
+
+def test_row_4_all_elements_of_all_dimensions() -> None:
+    params = [
+        nn.Parameter(torch.ones(shape)) for shape in ((3, 5, 7), (1, 1000), (1000, 1), (2, 1, 3))
+    ]
+    grads(params)
+    Adam(params, lr=0.5).step()
+    assert all((p == 0.5).all() for p in params)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+@pytest.mark.parametrize("param_layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(4, 3, 5, 2), (4, 1, 5, 2), (4, 3, 1, 1), (1, 3, 1, 2)])
+def test_row_6_layouts_that_differ(
+    shape: tuple[int, ...], param_layout: str, grad_layout: str
+) -> None:
+    torch.manual_seed(0)
+    values, grad = torch.randn(shape), torch.randn(shape)
+    p, q = nn.Parameter(LAYOUTS[param_layout](values.clone())), nn.Parameter(values.clone())
+    one, other = AdamW([p], lr=0.1), AdamW([q], lr=0.1)
+    for _ in range(3):
+        p.grad, q.grad = LAYOUTS[grad_layout](grad.clone()), grad.clone()
+        one.step()
+        other.step()
+    assert torch.equal(p, q)
+    assert torch.equal(one.state[p]["exp_avg"], other.state[q]["exp_avg"])
+    loaded = AdamW([q], lr=0.1)
+    loaded.load_state_dict(one.state_dict())  # a checkpoint in the other's layout
+    grads([p, q])
+    one.step()
+    loaded.step()
+    assert torch.equal(p, q)
+
+
+def test_row_8_each_parameter_has_its_own_step() -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+    alone = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+    together, apart = Adam(params, lr=0.1), [Adam([p], lr=0.1) for p in alone]
+    for t in range(12):
+        for i, (p, q) in enumerate(zip(params, alone, strict=True)):
+            here = t % (i + 1) == 0
+            p.grad = torch.full((3,), 0.1 * t - 0.5) if here else None
+            q.grad = None if p.grad is None else p.grad.clone()
+        together.step()
+        for optimizer in apart:
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, alone, strict=True))
+    assert [together.state[p]["step"] for p in params] == [12, 6, 4]
+
+
+def test_row_10_steps_go_on_beyond_float32_and_survive_a_checkpoint() -> None:
+    p = nn.Parameter(torch.ones(1))
+    optimizer = Adam([p])
+    grads([p])
+    optimizer.step()
+    for start in (255, 2047, 65535, 2**24, 2**31 - 1):
+        optimizer.state[p]["step"] = start
+        optimizer.step()
+        optimizer.step()
+        assert optimizer.state[p]["step"] == start + 2
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert optimizer.state[p]["step"] == start + 2
+
+
+def test_row_11_default_dtype_float64() -> None:
+    def run() -> torch.Tensor:
+        p = nn.Parameter(torch.ones(3, dtype=torch.float32))
+        optimizer = AdamW([p], lr=0.1)
+        for _ in range(3):
+            grads([p], 0.3)
+            optimizer.step()
+        assert optimizer.state[p]["exp_avg"].dtype == torch.float32
+        return p.detach()
+
+    expected = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(run(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_row_13_the_step_counts_once() -> None:
+    params = [nn.Parameter(torch.ones(2)) for _ in range(5)]
+    optimizer = Adam([{"params": params[:2]}, {"params": params[2:]}])
+    grads(params)
+    optimizer.step()
+    assert [optimizer.state[p]["step"] for p in params] == [1] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_row_16_zero_gradients(dtype: torch.dtype) -> None:
+    for eps in (0.0, 1e-8, 1e-50):
+        p = nn.Parameter(torch.ones(5, dtype=dtype))
+        optimizer = Adam([p], eps=eps)
+        grads([p], 0.0)
+        optimizer.step()
+        assert (p == 1).all()
+
+
+def test_row_17_lr_zero() -> None:
+    p = nn.Parameter(torch.ones(5))
+    grads([p])
+    AdamW([p], lr=torch.tensor(0.0), capturable=True).step()
+    assert (p == 1).all()
+
+
+def test_row_20_amsgrad_keeps_its_maximum_by_group() -> None:
+    params = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = Adam([{"params": params[:1], "amsgrad": True}, {"params": params[1:]}])
+    grads(params, 10.0)
+    optimizer.step()
+    largest = optimizer.state[params[0]]["max_exp_avg_sq"].clone()
+    grads(params, 0.0)
+    optimizer.step()
+    assert optimizer.state[params[0]]["exp_avg_sq"] < largest
+    assert torch.equal(optimizer.state[params[0]]["max_exp_avg_sq"], largest)
+    assert "max_exp_avg_sq" not in optimizer.state[params[1]]
+    optimizer.param_groups[1]["amsgrad"] = True  # switched on on the way
+    optimizer.step()
+    assert "max_exp_avg_sq" in optimizer.state[params[1]]
+
+
+@pytest.mark.parametrize(
+    "step", [3, 3.0, torch.tensor(3), torch.tensor(3.0), torch.tensor([3.0]), torch.tensor([[3]])]
+)
+def test_row_34_steps_of_any_kind_load(step: Any) -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = Adam([p])
+    grads([p])
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][0]["step"] = step
+    optimizer.load_state_dict(state)
+    assert optimizer.state[p]["step"] == 3
+    assert type(optimizer.state[p]["step"]) is int
+
+
+def test_row_38_references_to_groups_stay_good() -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = Adam([p], lr=0.1)
+    held = optimizer.param_groups[0]
+    groups = optimizer.param_groups
+    grads([p])
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    held["lr"] = 0.0
+    before = p.detach().clone()
+    optimizer.step()
+    assert torch.equal(p, before)
+    assert optimizer.param_groups is groups
+
+
+def test_row_39_groups_of_old_checkpoints_lack_options() -> None:
+    p = nn.Parameter(torch.ones(2))
+    theirs = torch.optim.Adam([p], lr=0.25, weight_decay=0.5)
+    grads([p])
+    theirs.step()
+    old = theirs.state_dict()
+    for option in (
+        "maximize",
+        "foreach",
+        "capturable",
+        "differentiable",
+        "fused",
+        "amsgrad",
+        "decoupled_weight_decay",
+    ):
+        del old["param_groups"][0][option]
+    old["state"][0]["step"] = 1  # an int, before torch 1.12
+    for rule, decoupled in ((Adam, False), (AdamW, True)):
+        optimizer = rule([p])
+        optimizer.load_state_dict(old)
+        assert optimizer.param_groups[0]["lr"] == 0.25
+        assert optimizer.param_groups[0]["decoupled_weight_decay"] is decoupled
+        optimizer.step()
+
+
+def test_row_40_states_are_matched_by_name() -> None:
+    named = {name: nn.Parameter(torch.full((2,), float(i))) for i, name in enumerate("abc")}
+    optimizer = Adam(named.items(), lr=0.1)
+    for i, p in enumerate(named.values()):
+        p.grad = torch.full((2,), 10.0 ** (i + 1))
+    optimizer.step()
+    other = Adam(((f"module.{name}", named[name]) for name in "cab"), lr=0.1)
+    other.load_state_dict(optimizer.state_dict())
+    for p in named.values():
+        assert torch.equal(other.state[p]["exp_avg"], optimizer.state[p]["exp_avg"])
+    stranger = Adam([("a", named["a"]), ("b", named["b"]), ("d", named["c"])])
+    with pytest.raises(ValueError, match=r"lacks \['d'\] and has \['c'\]"):
+        stranger.load_state_dict(optimizer.state_dict())
+
+
+def test_row_42_a_tensor_lr_is_each_groups_own() -> None:
+    lr = torch.tensor(0.5)
+    params = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = Adam([{"params": [p]} for p in params], lr=lr)
+    optimizer.param_groups[1]["lr"].fill_(0.0)
+    grads(params)
+    optimizer.step()
+    assert [p.item() for p in params] == [0.5, 1.0]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5**t)
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["initial_lr"] == 0.5
+    assert optimizer.param_groups[0]["lr"] == 0.125
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    state["param_groups"][0]["lr"].fill_(7.0)
+    assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_row_43_a_parameter_twice_in_a_group() -> None:
+    p = nn.Parameter(torch.ones(1))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = Adam([p, p], lr=0.5)
+    grads([p])
+    optimizer.step()
+    assert p.item() == 0.5
+    assert optimizer.state[p]["step"] == 1
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        Adam([{"params": [p]}, {"params": [p]}])
+
+
+def test_row_46_nothing_is_left_behind_by_a_step() -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in range(10)]
+    optimizer = AdamW(params)
+    counts = []
+    for _ in range(6):
+        for _ in range(5):
+            grads(params)
+            optimizer.step()
+            optimizer.zero_grad()
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert counts[-1] - counts[2] < 10  # the interpreter's own caches may grow by a few
+
+
+def test_no_warnings() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        p = nn.Parameter(torch.ones(3))
+        optimizer = AdamW([p], lr=torch.tensor(0.1))
+        grads([p])
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
