@@ -49,7 +49,12 @@ class Watch {
       return address == other.address && kind == other.kind && layout == other.layout;
     }
   };
-  Place place(PyObject* tensor) const;
+  // Where look() will read: never followed, only fetched ahead into the caches.
+  struct Hint {
+    const void *object, *shape;
+  };
+  Place place(PyObject* tensor, Hint* hint = nullptr) const;
+  void fetch(std::size_t i) const;
   PyObject* item(Py_ssize_t i, nanobind::handle key) const;  // borrowed, null if there is none
   bool suspicious(const Place& gradient) const;
 
@@ -59,6 +64,7 @@ class Watch {
   nanobind::tuple moments_;
   nanobind::str grad_{"grad"}, step_{"step"};
   std::vector<Place> places_;  // for each parameter its own, then its moments'
+  std::vector<Hint> hints_;    // the same
   std::vector<std::int64_t> which_;
 };
 

@@ -190,6 +190,8 @@ BAD_CHECKPOINTS: list[tuple[Any, str]] = [
     ({}, "must have 'state' and 'param_groups'"),
     ([], "must have 'state' and 'param_groups'"),
     ({"model": {}}, "must have 'state' and 'param_groups'"),
+    ({"state": None, "param_groups": []}, "must have 'state' and 'param_groups'"),
+    (torch.zeros(3), "must have 'state' and 'param_groups'"),
     (checkpoint(shape=(2, 3)), r"must have exp_avg of shape \(3, 2\), got \(2, 3\).*another model"),
     (checkpoint(torch.optim.SGD, momentum=0.9), "groups without betas: it is not Adam's"),
     (checkpoint(torch.optim.RMSprop), "groups without betas"),

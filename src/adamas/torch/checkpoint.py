@@ -61,14 +61,18 @@ def unpack(optimizer: Adam, state_dict: StateDict) -> tuple[dict[Any, State], li
     Raises:
         ValueError: the state dictionary is foreign, or of another model.
     """
-    try:
-        saved_groups, saved_state = state_dict["param_groups"], state_dict["state"]
-        saved_sizes = [len(group["params"]) for group in saved_groups]
-    except (KeyError, TypeError) as error:
+    saved_groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    saved_state = state_dict.get("state") if isinstance(state_dict, Mapping) else None
+    if not (
+        isinstance(saved_state, Mapping)
+        and isinstance(saved_groups, list)
+        and all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in saved_groups)
+    ):
         raise ValueError(
-            "the state dictionary must have 'state' and 'param_groups', as state_dict() of "
-            f"torch.optim.Adam or adamas gives them; {error!r} when reading it"
-        ) from None
+            "the state dictionary must have 'state' and 'param_groups' in the form of "
+            f"torch.optim.Adam's state_dict(), got {type(state_dict).__name__}"
+        )
+    saved_sizes = [len(group["params"]) for group in saved_groups]
     if not all("betas" in group for group in saved_groups):
         raise ValueError(
             "the state dictionary has parameter groups without betas: it is not Adam's"

@@ -118,10 +118,15 @@ class Plan:
             kinds = distinct.tolist()
         coefficients = [self._coefficients(hypers, number, step + 1) for number, step in kinds]
         table_of_them = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
-        native.step(rows, table_of_them, torch.get_num_threads())
-        table.advance()
-        # The core wrote behind autograd's back: a graph that saved a parameter must not use it.
+        # The core writes behind autograd's back: a graph that saved a parameter must not use it.
+        # This and the counting go first, while what they touch is still in the caches.
         torch.autograd.graph.increment_version(params)
+        table.advance()
+        try:
+            native.step(rows, table_of_them, torch.get_num_threads())
+        except BaseException:
+            table.take_back()
+            raise
 
     def _coefficients(self, hypers: list[Hyper], set_: int, step: int) -> Coefficients:
         group, compute = self._sets[set_]

@@ -73,8 +73,12 @@ class Table:
         return answer
 
     def advance(self) -> None:
-        """Counts the step that was made since the last look."""
+        """Counts the step that is made with the last look's gradients."""
         self._watch.advance(self.steps)
+
+    def take_back(self) -> None:
+        """Undoes ``advance``, where the step was not made after all."""
+        self._watch.advance(self.steps - 1)
 
     def _grad(self, i: int) -> Tensor:
         grad = self.params[i].grad
