@@ -1,0 +1,80 @@
+"""What the package as a whole promises: who imports whom, what an import costs, what is named."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import adamas
+import adamas.torch
+
+ROOT = Path(adamas.__file__).parent
+# Each may import those before it, of the package's own modules.
+ORDER = ["equations", "hyper", "memory", "reference", "native", "arrays", "torch", "lab", "cli"]
+ALONE = {"equations", "hyper", "memory"}
+HEAVY = {"torch", "sklearn", "pandas", "rich", "typer", "plotly", "safetensors", "scipy"}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of what a file imports, anywhere in it."""
+    package = ["adamas", *path.relative_to(ROOT).parts[:-1]]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top == "adamas" and rest and rest[0] in ORDER and part in ORDER:
+            assert rest[0] == part or part not in ALONE, f"{part} imports {name}"
+            assert ORDER.index(rest[0]) <= ORDER.index(part), f"{part} imports {name}"
+        if top in HEAVY:
+            assert part in ("torch", "lab"), f"{part} imports {name}"
+
+
+def test_import_needs_numpy_alone() -> None:
+    code = "import sys, adamas; print(*{name.split('.')[0] for name in sys.modules})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not HEAVY & set(result.stdout.split())
+
+
+@pytest.mark.parametrize("module", [adamas, adamas.torch], ids=lambda m: m.__name__)
+def test_public_names_are_documented(module: object) -> None:
+    for name in vars(module)["__all__"]:
+        thing = getattr(module, name)
+        if not inspect.isclass(thing):
+            continue
+        assert inspect.getdoc(thing), name
+        for attribute, value in vars(thing).items():
+            if not attribute.startswith("_") and callable(value):
+                assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+def test_the_package_is_typed() -> None:
+    assert (ROOT / "py.typed").exists()
+    assert (ROOT / "_core.pyi").exists()
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    stub = ast.parse((ROOT / "_core.pyi").read_text())
+    named = {n.name for n in stub.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    from adamas import _core
+
+    assert named == {name for name in dir(_core) if not name.startswith("_")}
