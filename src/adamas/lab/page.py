@@ -32,7 +32,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   padding: 1rem; margin: 1rem 0; }
 p { margin: 0.25rem 0 0.5rem; } .muted { color: var(--muted); font-size: 0.875rem; }
 .cards { display: flex; flex-wrap: wrap; gap: 0.75rem; margin: 1rem 0; }
-.cards div { flex: 1 1 max(8rem, calc((100% + 0.75rem) / var(--columns) - 0.8rem));
+.cards div { flex: 1 1 max(8.5rem, calc((100% + 0.75rem) / var(--columns) - 0.8rem));
   background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 0.7rem 1rem; display: flex; flex-direction: column-reverse;
   justify-content: flex-end; }
@@ -68,8 +68,9 @@ summary { cursor: pointer; color: var(--muted); font-size: 0.875rem; }
   .cards dd { font-size: 1.25rem; }
   table { font-size: 0.8rem; } th, td { padding: 0.3rem; }
   th:first-child, td:first-child { min-width: 6.5rem; } }
-@media print { body { max-width: none; padding: 0; }
-  section, .cards div { break-inside: avoid; } }
+@media print { :root { --page: #ffffff; } body { max-width: none; padding: 0; }
+  h2, h3 { break-after: avoid; }
+  .plot, .cards div, .grid > div, tr { break-inside: avoid; } }
 """
 
 # Redrawn when the theme, the medium or the width changes: the figures name colours by the page's
@@ -109,7 +110,7 @@ def document(title: str, subtitle: str, body: Iterable[str], figures: Mapping[st
         figures: plotly figures by the name of their place, see :func:`plot`; a figure may have an
             ``aspect``, the largest ratio of its height to its width.
     """
-    return f"""<!DOCTYPE html>
+    html = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -129,6 +130,8 @@ def document(title: str, subtitle: str, body: Iterable[str], figures: Mapping[st
 </body>
 </html>
 """
+    # A file name that is no UTF-8 comes as lone surrogates.
+    return html.encode(errors="replace").decode()
 
 
 def embed(value: Any) -> str:
@@ -211,7 +214,7 @@ def cards(entries: Iterable[tuple[str, str]]) -> str:
         for name, value in entries
         for long in [' class="long"' if len(value) > 12 else ""]
     ]
-    rows = max(ceil(len(items) / 6), 1)
+    rows = max(ceil(len(items) / 5), 1)
     style = f'style="--columns: {ceil(len(items) / rows)}"'
     return f'<dl class="cards" {style}>{"".join(items)}</dl>' if items else ""
 
@@ -253,7 +256,7 @@ def layout(height: int, **more: object) -> Figure:
         "hoverlabel": {
             "bgcolor": theme("card"),
             "bordercolor": theme("line"),
-            "font": {"color": theme("text")},
+            "font": {"color": theme("text"), "family": "system-ui, sans-serif"},
             "align": "left",
             "namelength": -1,
         },

@@ -1,0 +1,234 @@
+"""The commands: their options, and what they print."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Adam at the speed of memory: train, predict and measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None, typer.Argument(help="A CSV file; handwritten digits without one.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
+    classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
+    regression: Annotated[bool, typer.Option("--regression", help="Force it.")] = False,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="A column to leave out; may be repeated.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Widths of the hidden layers.  [default: 256,128]")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data.  [default: for about 2000 steps]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows a step.  [default: by the number of rows]")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: 0.001]")] = None,
+    betas: Annotated[
+        str | None, typer.Option(help="Decay rates of the moments.  [default: 0.9,0.999]")
+    ] = None,
+    eps: Annotated[
+        float | None, typer.Option(help="Added to the denominator.  [default: 1e-8]")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decoupled, as in AdamW.  [default: 0.01]")
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the learning rate: cosine, down to 1 % of it, or constant.  [default: cosine]"
+        ),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Of classes, in [0, 1).  [default: 0.1]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of split, weights and batches.  [default: 0]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.  [default: cpu]")] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Fraction of the rows to validate on.  [default: 0.2]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder.  [default: runs/NAME-NUMBER]")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run's folder, to continue it.")] = None,
+) -> None:
+    """Train a multilayer perceptron with AdamW on a CSV file or on handwritten digits."""
+    from . import UserError, run
+    from .folder import next_folder
+
+    given = _given(
+        layers=_numbers("--layers", layers, int),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        betas=_numbers("--betas", betas, float),
+        eps=eps,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        label_smoothing=label_smoothing,
+        seed=seed,
+        device=device,
+        validation=validation,
+    )
+    if classification and regression:
+        raise UserError("--classification and --regression exclude each other: give one of them")
+    kind = "classification" if classification else "regression" if regression else None
+    if resume is None:
+        drops = tuple(drop or ())
+        _train(run.start(data, lambda name: out or next_folder(name), given, target, kind, drops))
+        return
+    fixed = _given(target=target, drop=drop or None, out=out)
+    fixed.update({kind: True} if kind else {})
+    if fixed:
+        option = f"--{next(iter(fixed))}"
+        raise UserError(
+            f"{option} cannot be given with --resume: a resumed run keeps its settings; "
+            f"leave {option} out, or start a new run"
+        )
+    _train(run.resume(resume, given, data))
+
+
+def _train(run: Any) -> None:
+    """Trains a run that is prepared, and prints what comes of it."""
+    from rich.console import Console
+
+    from .progress import Display, score_text
+    from .results import write_results
+    from .run import stop_signals
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    task, trainer, folder = run.task, run.trainer, run.folder
+    for notice in run.notices:
+        console.print(notice)
+    position = trainer.position
+    epochs = f"{trainer.options.epochs} epochs of {trainer.steps_per_epoch} steps"
+    if trainer.finished:
+        console.print(f"{folder.path} is finished: {epochs} are done")
+    else:
+        rows = len(trainer.data.features), len(trainer.data.validation_features)
+        console.print(
+            f"{task.name}: {rows[0]:,} rows to train, {rows[1]:,} to validate; {epochs}, "
+            f"{trainer.options.schedule} learning rate; in {folder.path}"
+        )
+        if position.epoch or position.step:
+            console.print(f"continuing after epoch {position.epoch}, step {position.step}")
+        with stop_signals() as received:
+            with Display(console, task.target.score_name) as display:
+                finished = run.train(lambda: bool(received), display)
+            if not finished:
+                console.print(f"stopped and saved; to continue: {folder.resume_command}")
+                raise typer.Exit(128 + received[0])
+    write_results(run)
+    last = folder.load_metrics()[-1]
+    score = score_text(task.target.score_name, last["validation_score"])
+    name = shlex.quote(str(folder.path))
+    console.print(f"validation {task.target.score_name} {score}, in {last['seconds']:.1f} s")
+    console.print(f"report:     {folder.report}")
+    console.print(f"to predict: adamas predict {name} data.csv")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    data: Annotated[Path, typer.Argument(help="A CSV file with the columns of the training.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the predictions; printed without.")
+    ] = None,
+) -> None:
+    """Predict the rows of a CSV file with a trained run, as CSV."""
+    import sys
+
+    from . import UserError
+    from .files import write_text
+    from .predict import predict_csv
+    from .progress import score_text
+
+    prediction = predict_csv(run, data)
+    text = prediction.frame.to_csv(index=False, lineterminator="\n")
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        try:
+            write_text(out, text)
+        except OSError as error:
+            raise UserError(
+                f"--out {out} cannot be written ({error.strerror}): choose another"
+            ) from None
+    if prediction.score is not None:
+        score = score_text(prediction.score_name, prediction.score)
+        rows = f"{prediction.scored:,} rows"
+        typer.echo(f"{prediction.score_name} {score} on {rows} with a target", err=True)
+
+
+@app.command()
+def bench(
+    shapes: Annotated[
+        list[str] | None, typer.Option("--shape", help="A workload; may be repeated.")
+    ] = None,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", help="An optimizer; may be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of each optimizer.")] = 15,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    out: Annotated[Path | None, typer.Option(help="A folder for step.json and step.html.")] = None,
+    scaling: Annotated[bool, typer.Option(help="Also time 10^3 to 10^8 parameters.")] = True,
+) -> None:
+    """Measure a step of adamas and of every other AdamW installed."""
+    from . import UserError
+    from .benchmark import bench
+
+    try:
+        bench(shapes or None, peers or None, rounds, dtype, out, scaling)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> Any:
+    from .options import parse_numbers
+
+    return None if text is None else parse_numbers(option, text, kind)
+
+
+def run() -> int:
+    """Runs the command that was typed.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: the command line is wrong, or what it asks for.
+        KeyboardInterrupt: it was stopped before there was anything to save.
+    """
+    from . import UserError
+
+    try:
+        return app(standalone_mode=False) or 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # The class is click's or typer's own, depending on typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if not message:  # the help was asked for by giving no command, and is printed
+            return 2
+        raise UserError(f"{message.rstrip('.')}: see --help") from None

@@ -1,0 +1,159 @@
+"""Reading data: a CSV file, or scikit-learn's bundled handwritten digits."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from . import UserError
+
+DIGITS = "digits"
+_DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of named columns as they were read."""
+
+    name: str
+    path: Path | None
+    """The file, or None for the digits."""
+    fingerprint: str
+    """SHA-256 of the content."""
+    frame: pd.DataFrame
+    """Cells are text where they come from a file; NaN is missing."""
+    notices: tuple[str, ...] = ()
+    """What was left out and why."""
+
+
+def read_table(path: Path | None) -> Table:
+    """Reads a CSV file, or the digits where there is no path.
+
+    Raises:
+        UserError: the file cannot be read as a table.
+    """
+    return _digits() if path is None else _read_csv(path)
+
+
+def _digits() -> Table:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    names = [f"pixel_{row}_{column}" for row in range(8) for column in range(8)]
+    frame = pd.DataFrame(pixels, columns=names).assign(digit=labels)
+    content = frame.to_numpy("<f8").tobytes()
+    return Table(DIGITS, None, hashlib.sha256(content).hexdigest(), frame)
+
+
+def _read_csv(path: Path) -> Table:
+    text, fingerprint = _read_text(path)
+    header_line = text.lstrip().splitlines()[0] if text.strip() else ""
+    if not header_line:
+        raise UserError(f"{path} is empty: a CSV file needs a line of column names, then rows")
+    delimiter = max(_DELIMITERS, key=header_line.count)
+    names = _column_names(path, text, delimiter)
+    frame = _parse(path, text, delimiter, len(names))
+    if frame.empty:
+        raise UserError(f"{path} has column names but no rows: at least one row is needed")
+    named = [index for index, name in enumerate(names) if name]
+    unnamed = len(names) - len(named)
+    frame = frame.iloc[:, named].set_axis([names[index] for index in named], axis=1)
+    notices = (f"left out: {unnamed} column(s) without a name",) if unnamed else ()
+    return Table(path.stem, path.resolve(), fingerprint, frame, notices)
+
+
+def _read_text(path: Path) -> tuple[str, str]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a CSV file")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give the path of a CSV file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its rights") from None
+    if b"\0" in content:
+        raise UserError(f"{path} is not a CSV file: it holds binary data; save it as CSV text")
+    try:
+        return content.decode("utf-8-sig"), hashlib.sha256(content).hexdigest()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start + 1}): save it as UTF-8 CSV"
+        ) from None
+
+
+def _column_names(path: Path, text: str, delimiter: str) -> list[str]:
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter)
+    try:
+        names = [name.strip() for name in next(row for row in rows if row)]
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}; save it as CSV text") from None
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise UserError(
+            f"{path} has more than one column named {listed(twice)}: "
+            "column names must differ; rename or remove one"
+        )
+    return names
+
+
+def _parse(path: Path, text: str, delimiter: str, columns: int) -> pd.DataFrame:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                io.StringIO(text),
+                sep=delimiter,
+                header=0,
+                names=list(range(columns)),
+                index_col=False,
+                dtype=str,
+                skipinitialspace=True,
+            )
+    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].removeprefix("Error tokenizing data. ")
+        raise UserError(
+            f"{path} is not a table of {columns} columns: {reason.removeprefix('C error: ')}; "
+            "every row must have as many cells as the first line"
+        ) from None
+
+
+def drop_columns(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The table without some columns.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    for name in names:
+        check_column(frame, name, "--drop")
+    return frame.drop(columns=list(names))
+
+
+def check_column(frame: pd.DataFrame, name: str, option: str) -> None:
+    """Checks that a column is there.
+
+    Raises:
+        UserError: it is not; the message names the nearest one.
+    """
+    columns = [str(column) for column in frame.columns]
+    if name in columns:
+        return
+    lower = {column.lower(): column for column in columns}
+    near = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.5)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
+    raise UserError(f"{option} {name!r} is not a column: it must be one of {listed(columns)}{hint}")
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names for a message, the rest counted where there are many."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + rest

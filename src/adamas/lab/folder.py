@@ -1,0 +1,222 @@
+"""A run's folder: what it holds, and how it stays whole."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shlex
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from . import UserError
+from .files import append_line, partial_path, write_atomically, write_text
+from .training import Metrics, Trainer
+
+FORMAT = "adamas run 1"
+_REPORT_BYTES = 8 << 20  # a report, most of it the plotting library
+
+
+class RunFolder:
+    """The files of a run: ``settings.json``, ``checkpoint.pt``, ``metrics.jsonl``, and the results.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "settings.json"
+        self.checkpoint = path / "checkpoint.pt"
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model.safetensors"
+        self.report = path / "report.html"
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to continue."""
+        return f"adamas train --resume {shlex.quote(str(self.path))}"
+
+    def create(self, settings: dict[str, Any], trainer: Trainer) -> None:
+        """Makes the folder with all files that training needs to write, before it begins.
+
+        Raises:
+            UserError: the folder is not empty, cannot be written, or the disk is too full; then
+                nothing is left behind.
+        """
+        made = self._make_folder()
+        try:
+            self.save_settings(settings)
+            write_text(self.metrics, "")
+            self.save(trainer, None)
+            self.check_space()
+        except BaseException as error:
+            for file in (self.settings, self.metrics, self.checkpoint, self.model):
+                with suppress(OSError):
+                    file.unlink()
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"{self.path} cannot be written ({error.strerror}): choose another --out"
+                ) from None
+            raise
+
+    def check_space(self) -> None:
+        """Checks that the disk has room for the files that will be written.
+
+        Raises:
+            UserError: it has not.
+        """
+        # Each file is written beside the one it replaces.
+        need = 2 * (self.checkpoint.stat().st_size + self.model.stat().st_size) + _REPORT_BYTES
+        free = shutil.disk_usage(self.path).free
+        if free < need:
+            raise UserError(
+                f"the disk of {self.path} has {free / 1e6:,.0f} MB left: training needs "
+                f"{need / 1e6:,.0f} MB; free some, or choose another --out"
+            )
+
+    def save(self, trainer: Trainer, metrics: Metrics | None) -> None:
+        """Saves a training's state, and an epoch's metrics.
+
+        Raises:
+            OSError: a file cannot be written; the checkpoint is as it was.
+        """
+        if metrics:
+            # First: a line too many is cut off on resume, one too few would be lost.
+            append_line(self.metrics, json.dumps(metrics, allow_nan=False))
+        content = {"format": FORMAT, **trainer.state_dict()}
+        write_atomically(self.checkpoint, lambda file: torch.save(content, file))
+        self.save_model(trainer)
+
+    def save_settings(self, settings: dict[str, Any]) -> None:
+        """Writes the settings."""
+        write_text(self.settings, json.dumps(settings, indent=2, allow_nan=False) + "\n")
+
+    def save_model(self, trainer: Trainer) -> None:
+        """Writes the weights alone, for prediction."""
+        weights = {name: t.cpu().contiguous() for name, t in trainer.model.state_dict().items()}
+        note = {"format": FORMAT, "epoch": str(trainer.position.epoch)}
+        write_atomically(self.model, lambda file: file.write(save_tensors(weights, note)))
+
+    def load_settings(self) -> dict[str, Any]:
+        """The run's settings.
+
+        Raises:
+            UserError: there are none, or they are not of a run.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} is not a folder: give the folder of a run")
+        try:
+            settings = json.loads(self.settings.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path} is not a run: it has no {self.settings.name}; "
+                "give the folder that `adamas train` wrote"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise self._damaged(self.settings, error) from None
+        if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+            raise UserError(f"{self.settings} is not of an adamas run: it must say {FORMAT!r}")
+        return settings
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The state of the training.
+
+        Raises:
+            UserError: there is none, or it is truncated or of another program.
+        """
+        try:
+            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path} has no {self.checkpoint.name}: it was stopped before training began; "
+                "remove the folder and train again"
+            ) from None
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
+            raise self._damaged(self.checkpoint, e) from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{self.checkpoint} is not of an adamas run: restore the run's own")
+        return content
+
+    def load_model(self) -> dict[str, torch.Tensor]:
+        """The weights.
+
+        Raises:
+            UserError: there are none, or they are damaged.
+        """
+        try:
+            return load_tensors(self.model.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(self.model, error) from None
+
+    def load_metrics(self) -> list[Metrics]:
+        """The metrics of the epochs; a last line that was cut short by a kill is left out."""
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def cut_metrics(self, epochs: int) -> None:
+        """Cuts the metrics back to the epochs that the checkpoint knows.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        try:
+            content = self.metrics.read_bytes()
+        except OSError as error:
+            raise self._damaged(self.metrics, error) from None
+        lines = content.split(b"\n")[:-1]
+        try:
+            whole = [json.loads(line)["epoch"] for line in lines[:epochs]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._damaged(self.metrics, error) from None
+        if whole != list(range(1, epochs + 1)):
+            raise UserError(
+                f"{self.metrics} lacks epochs that the checkpoint knows of ({epochs}): "
+                "restore the run's own files"
+            )
+        kept = b"".join(line + b"\n" for line in lines[:epochs])
+        if kept != content:
+            write_atomically(self.metrics, lambda file: file.write(kept))
+
+    def remove_partial_files(self) -> None:
+        """Removes what a killed process was writing."""
+        for file in (self.settings, self.checkpoint, self.metrics, self.model, self.report):
+            partial_path(file).unlink(missing_ok=True)
+
+    def _make_folder(self) -> list[Path]:
+        """Makes the folder, and returns those that were not there, the innermost first."""
+        missing = [f for f in (self.path, *self.path.parents) if not f.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            occupied = any(self.path.iterdir())
+        except OSError as error:
+            raise UserError(
+                f"--out {self.path} cannot be made a folder ({error.strerror}): choose another"
+            ) from None
+        if occupied:
+            raise UserError(
+                f"--out {self.path} is not empty: a run needs a new folder; choose another --out, "
+                f"or continue a run with --resume {shlex.quote(str(self.path))}"
+            )
+        return missing
+
+    def _damaged(self, file: Path, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        return UserError(f"{file} is damaged ({reason}): restore it, or train again")
+
+
+def next_folder(name: str, parent: Path = Path("runs")) -> Path:
+    """The first of ``runs/name-1``, ``runs/name-2``, ... that is not there."""
+    number = 1
+    while (parent / f"{name}-{number}").exists():
+        number += 1
+    return parent / f"{name}-{number}"

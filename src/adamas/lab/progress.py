@@ -1,0 +1,104 @@
+"""The progress of a training: live on a terminal, one line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .training import Metrics, Trainer
+
+_REFRESH = 0.1  # seconds
+
+
+class Display:
+    """Shows epoch, loss, validation score, samples a second and time left; a context manager.
+
+    Args:
+        console: where to print.
+        score_name: what the score is called.
+    """
+
+    def __init__(self, console: Console, score_name: str) -> None:
+        self._console = console
+        self._score_name = score_name
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn(f"validation {score_name} {{task.fields[score]}}", style="bold cyan"),
+            TextColumn("{task.fields[speed]} samples/s"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+        )
+        empty: dict[str, Any] = {"epoch": "-", "loss": "-", "score": "-", "speed": "-"}
+        self._task = self._bar.add_task("", total=None, **empty)
+        self._updated = 0.0
+        self._begun: tuple[float, float] | None = None
+
+    def __enter__(self) -> Display:
+        """Starts the live display on a terminal."""
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stops the live display."""
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, trainer: Trainer, metrics: Metrics | None) -> None:
+        """Takes notice of a step, and of the metrics at the end of an epoch."""
+        now = time.monotonic()
+        if self._console.is_terminal:
+            if metrics or now - self._updated > _REFRESH:
+                self._updated = now
+                self._update(trainer, metrics)
+        elif metrics:
+            self._print(trainer, metrics, now)
+
+    def _update(self, trainer: Trainer, metrics: Metrics | None) -> None:
+        position, epochs = trainer.position, trainer.options.epochs
+        steps = trainer.steps_per_epoch
+        fields: dict[str, Any] = {"epoch": f"{min(position.epoch + 1, epochs)}/{epochs}"}
+        if metrics:
+            fields["score"] = score_text(self._score_name, metrics["validation_score"])
+            fields["loss"] = f"{metrics['train_loss']:.4f}"
+            fields["speed"] = f"{metrics['samples_per_second']:,.0f}"
+        elif position.step:
+            rows = position.step * trainer.options.batch_size
+            fields["loss"] = f"{position.loss_sum / rows:.4f}"
+            fields["speed"] = f"{rows / position.epoch_seconds:,.0f}"
+        done = position.epoch * steps + position.step
+        self._bar.update(self._task, completed=done, total=epochs * steps, **fields)
+
+    def _print(self, trainer: Trainer, metrics: Metrics, now: float) -> None:
+        epoch, epochs = metrics["epoch"], trainer.options.epochs
+        self._begun = self._begun or (epoch, now)
+        first, since = self._begun
+        left = (
+            "-" if epoch == first else f"{(now - since) / (epoch - first) * (epochs - epoch):.0f}"
+        )
+        self._console.print(
+            f"epoch {epoch}/{epochs}  loss {metrics['train_loss']:.4f}  "
+            f"validation {self._score_name} "
+            f"{score_text(self._score_name, metrics['validation_score'])}  "
+            f"{metrics['samples_per_second']:,.0f} samples/s  {left} s left",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def score_text(name: str, score: float) -> str:
+    """A score in words: an accuracy in percent."""
+    return f"{score:.1%}".replace("%", " %") if name == "accuracy" else f"{score:.4f}"

@@ -1,0 +1,307 @@
+"""Runs: from a table and options to a trained model in a folder, stopped and resumed at will."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pandas as pd
+import torch
+
+from .. import __version__
+from . import TrainingError, UserError, columns, target
+from .columns import Column, Mask, encode_columns, fit_columns
+from .data import DIGITS, Table, check_column, drop_columns, listed, read_table
+from .folder import FORMAT, RunFolder
+from .model import MLP
+from .options import Options
+from .target import Target, check_target, fit_target, split, tell_kind
+from .training import Dataset, Metrics, Trainer, train
+
+_SMALL_STEP = 10_000_000  # weights times rows
+
+Progress = Callable[[Trainer, Metrics | None], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt from which data: all that ``settings.json`` holds beside the options."""
+
+    name: str
+    path: str | None
+    fingerprint: str
+    drop: tuple[str, ...]
+    columns: tuple[Column, ...]
+    target: Target
+
+    def to_json(self) -> dict[str, Any]:
+        """The task as plain JSON."""
+        return {
+            "name": self.name,
+            "data": {"path": self.path, "sha256": self.fingerprint, "drop": list(self.drop)},
+            "columns": [columns.to_json(column) for column in self.columns],
+            "target": target.to_json(self.target),
+        }
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Task:
+        """A task from the settings of a run.
+
+        Raises:
+            UserError: something is missing from them.
+        """
+        try:
+            data = settings["data"]
+            return cls(
+                settings["name"],
+                data["path"],
+                data["sha256"],
+                tuple(data["drop"]),
+                tuple(columns.from_json(column) for column in settings["columns"]),
+                target.from_json(settings["target"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"settings.json is damaged (at {error}): restore it") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and its folder."""
+
+    folder: RunFolder
+    settings: dict[str, Any]
+    task: Task
+    trainer: Trainer
+    notices: tuple[str, ...] = ()
+
+    def train(self, stop: Callable[[], bool], progress: Progress) -> bool:
+        """Trains to the end, or until told to stop; all that was done is saved.
+
+        Returns:
+            Whether all epochs are done.
+
+        Raises:
+            TrainingError: the loss is not finite, or the folder cannot be written any more.
+        """
+        try:
+            with threads(self.settings["software"]["threads"]):
+                return train(self.trainer, self._save, stop, progress)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder.path} cannot be written ({error.strerror}): the last save is whole; "
+                f"make room, then continue with: {self.folder.resume_command}"
+            ) from None
+
+    def _save(self, metrics: Metrics | None) -> None:
+        self.folder.save(self.trainer, metrics)
+
+
+def start(
+    path: Path | None,
+    folder: Callable[[str], Path],
+    given: Mapping[str, Any],
+    target_name: str | None = None,
+    kind: str | None = None,
+    drop: tuple[str, ...] = (),
+) -> Run:
+    """Prepares a new run, and makes its folder.
+
+    Args:
+        path: a CSV file, or None for the digits.
+        folder: where the run shall be, from the data's name.
+        given: the options that are not to have their defaults, by the names of ``Options``.
+        target_name: the column to predict; needed for a CSV file.
+        kind: "classification" or "regression" where it is not to be told from the target.
+        drop: columns to leave out.
+
+    Raises:
+        UserError: the data, an option or the folder cannot be used; nothing is left behind.
+    """
+    table = read_table(path)
+    frame, name = _with_target(table, target_name, drop)
+    kind, why = tell_kind(frame[name], kind)
+    check_target(frame[name], kind)
+    share = 1 - given.get("validation", 0.2)
+    options = Options.complete(given, max(round(len(frame) * share), 1))
+    training = split(frame[name], kind, options.validation, options.seed)
+    learnt, notices = fit_columns(frame.drop(columns=name), training)
+    task = Task(
+        table.name,
+        None if table.path is None else str(table.path),
+        table.fingerprint,
+        drop,
+        tuple(learnt),
+        fit_target(frame[name], kind, training),
+    )
+    rows = len(table.frame) - len(frame)
+    dropped = (f"left out: {rows:,} row(s) without a target",) if rows else ()
+    trainer = make_trainer(task, options, frame, training)
+    settings = {
+        "format": FORMAT,
+        **task.to_json(),
+        "options": options.to_json(),
+        "rows": {"training": int(training.sum()), "validation": int((~training).sum())},
+        "software": {
+            "adamas": __version__,
+            "torch": torch.__version__,
+            "Python": platform.python_version(),
+            "threads": threads_for(trainer),
+        },
+    }
+    run_folder = RunFolder(folder(table.name))
+    run_folder.create(settings, trainer)
+    told = f"{kind}: {why}"
+    return Run(run_folder, settings, task, trainer, (*table.notices, *dropped, *notices, told))
+
+
+def resume(path: Path, given: Mapping[str, Any], data: Path | None = None) -> Run:
+    """Prepares a run to continue where it was saved.
+
+    Args:
+        path: its folder.
+        given: options, which must be those that it was started with; epochs may grow where the
+            learning rate does not depend on them.
+        data: where the CSV file is now, if it has moved.
+
+    Raises:
+        UserError: the run cannot be continued; its folder is as it was.
+    """
+    folder = RunFolder(path)
+    settings = folder.load_settings()
+    task = Task.from_json(settings)
+    state = folder.load_checkpoint()
+    try:
+        options = Options.from_json(settings["options"])
+        int(settings["software"]["threads"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder.settings} is damaged ({error}): restore it") from None
+    extended = _with_given(options, given)
+    if data is None and task.path is not None:
+        data = Path(task.path)
+    table = read_table(data)
+    if table.fingerprint != task.fingerprint:
+        raise UserError(
+            f"{data or DIGITS} is not the data that the run began with: its content must be "
+            "the same; restore it, or start a new run"
+        )
+    frame, name = _with_target(table, task.target.name, task.drop)
+    training = split(frame[name], task.target.kind, options.validation, options.seed)
+    trainer = make_trainer(task, extended, frame, training)
+    trainer.load_state_dict(state)
+    folder.cut_metrics(trainer.position.epoch)
+    folder.remove_partial_files()
+    if extended != options:
+        settings = {**settings, "options": extended.to_json()}
+        folder.save_settings(settings)
+    return Run(folder, settings, task, trainer)
+
+
+def make_trainer(task: Task, options: Options, frame: pd.DataFrame, training: Mask) -> Trainer:
+    """A trainer at its beginning.
+
+    Args:
+        task: what is learnt.
+        options: how.
+        frame: the rows.
+        training: which of them are for training; the others are for validation.
+    """
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        # Without these, sums on the device may differ from run to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    features = torch.from_numpy(encode_columns(task.columns, frame))
+    targets = torch.from_numpy(task.target.encode(frame[task.target.name]))
+    mask = torch.from_numpy(training)
+    parts = (features[mask], targets[mask], features[~mask], targets[~mask])
+    model = MLP((features.shape[1], *options.layers, task.target.outputs), options.seed)
+    return Trainer(model.to(device), Dataset(*(part.to(device) for part in parts)), options)
+
+
+def threads_for(trainer: Trainer) -> int:
+    """The threads that suit a training; a resumed run keeps them, as sums depend on their number.
+
+    Steps of a small model gain nothing from a second one, and lose much where others compute.
+    """
+    weights = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return 1 if weights * trainer.options.batch_size < _SMALL_STEP else torch.get_num_threads()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Lets torch use so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects the signals that ask to stop; a second one of a kind acts as it would without."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in map(int, (signal.SIGINT, signal.SIGTERM)):
+        previous[number] = signal.signal(number, remember)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _with_target(table: Table, name: str | None, drop: tuple[str, ...]) -> tuple[pd.DataFrame, str]:
+    """The rows that have a target, without the columns to leave out, and the target's name."""
+    if table.path is None:
+        if name not in (None, "digit"):
+            raise UserError(f"--target {name!r} is for a CSV file: give its path, too")
+        name = "digit"
+    if name is None:
+        raise UserError(
+            f"--target is needed: the column to predict, one of {listed(table.frame.columns)}"
+        )
+    check_column(table.frame, name, "--target")
+    if name in drop:
+        raise UserError(f"--drop {name!r} is the target: it cannot be left out; drop others only")
+    frame = drop_columns(table.frame, drop)
+    return frame[frame[name].notna()].reset_index(drop=True), name
+
+
+def _with_given(options: Options, given: Mapping[str, Any]) -> Options:
+    """The options of a run with the epochs that are asked for."""
+    stored = options.to_json()
+    for name, value in given.items():
+        if value == stored[name]:
+            continue
+        option = "--" + name.replace("_", "-")
+        if name != "epochs":
+            raise UserError(
+                f"{option} {value} differs from the run's {stored[name]}: a resumed run keeps its "
+                f"settings; leave {option} out, or start a new run"
+            )
+        if options.schedule != "constant":
+            raise UserError(
+                f"--epochs {value} differs from the run's {options.epochs}: every step of its "
+                f"{options.schedule} schedule depends on the number of epochs; start a new run "
+                "(with --schedule constant it can be extended)"
+            )
+        if value < options.epochs:
+            raise UserError(
+                f"--epochs {value} is fewer than the run's {options.epochs}: a resumed run can "
+                "only be extended; give more epochs"
+            )
+    return Options.from_json({**stored, **given})

@@ -1,0 +1,140 @@
+"""The command line: what it prints, and its exit status."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tables import mixed_csv
+
+from adamas import cli
+from adamas.lab.data import read_table
+
+FAST = ("--epochs=2", "--layers=8")
+
+
+Adamas = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def adamas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Adamas:
+    """Runs a command in an empty folder: its status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["adamas", *arguments])
+        capsys.readouterr()
+        status = cli.main()
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_train_resume_predict(adamas: Adamas, tmp_path: Path) -> None:
+    mixed_csv(tmp_path)
+    status, out, err = adamas("train", "mixed.csv", "--target", "big", "--drop=price", *FAST)
+    assert (status, err) == (0, "")
+    assert "classification: 'big' holds 2 different texts" in out
+    assert out.count("\nepoch ") == 2
+    assert "report:     runs/mixed-1/report.html" in out
+    assert "to predict: adamas predict runs/mixed-1 data.csv" in out
+    names = {"model.safetensors", "checkpoint.pt", "metrics.jsonl", "settings.json", "report.html"}
+    assert {path.name for path in Path("runs/mixed-1").iterdir()} == names
+
+    status, out, err = adamas("train", "--resume", "runs/mixed-1")
+    assert (status, err) == (0, "")
+    assert "runs/mixed-1 is finished: 2 epochs of" in out
+
+    assert adamas("predict", "runs/mixed-1", "mixed.csv", "--out=p.csv")[0] == 0
+    status, out, err = adamas("predict", "runs/mixed-1", "mixed.csv")
+    assert out == Path("p.csv").read_text()
+    assert list(pd.read_csv("p.csv")) == ["big", "probability"]
+    assert err.startswith("accuracy ")
+    assert err.endswith(" on 120 rows with a target\n")
+
+    adamas("train", "mixed.csv", "--target", "price", *FAST)
+    assert Path("runs/mixed-2/report.html").exists()
+
+
+def test_digits(adamas: Adamas) -> None:
+    """The default passes 97 %."""
+    status, out, _ = adamas("train")
+    assert status == 0
+    assert float(out.partition("\nvalidation accuracy ")[2].partition(" %")[0]) >= 97
+    read_table(None).frame.drop(columns="digit").to_csv("pixels.csv", index=False)
+    status, out, err = adamas("predict", "runs/digits-1", "pixels.csv")
+    assert (status, out.count("\n"), err) == (0, 1798, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "none.csv", "--target=a"], "none.csv does not exist"),
+        (["train", "mixed.csv"], "--target is needed"),
+        (["train", "mixed.csv", "--target=Price"], "did you mean 'price'?"),
+        (["train", "--epochs=ten"], "Invalid value for '--epochs'"),
+        (["train", "--epoch=1"], "No such option: --epoch"),
+        (["train", "--layers=8;8"], "--layers must be whole numbers"),
+        (["train", "--betas=0.9"], "betas must be two numbers"),
+        (["train", "--betas=0.9,x"], "--betas must be numbers"),
+        (["train", "--lr=0"], "lr must be above 0"),
+        (["train", "--classification", "--regression"], "exclude each other"),
+        (["train", "--resume=none"], "none is not a folder"),
+        (["train", "--resume=.", "--out=x"], "--out cannot be given with --resume"),
+        (["train", "--resume=."], "is not a run"),
+        (["predict", "none", "mixed.csv"], "none is not a folder"),
+        (["predict", "run"], "Missing argument"),
+        (["trian"], "No such command 'trian'"),
+        (["bench", "--shape=huge", "--no-scaling"], "shapes must be among"),
+    ],
+)
+def test_one_line_of_error(
+    adamas: Adamas, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    mixed_csv(tmp_path)
+    status, out, err = adamas(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.startswith("adamas: ")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mixed.csv"]
+
+
+def test_help(adamas: Adamas) -> None:
+    for arguments in (["--help"], []):
+        _, out, err = adamas(*arguments)
+        assert "train" in out
+        assert err == ""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from adamas.cli import main; main(); print(*sys.modules)"
+    command = [sys.executable, "-c", code, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "typer" in modules
+    assert not {"torch", "pandas", "sklearn", "plotly"} & set(modules)
+
+
+def test_without_the_extra(adamas: Adamas, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = cli.find_spec
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "typer" else find(name))
+    assert adamas("train") == (
+        1,
+        "",
+        "adamas: the command line needs typer: pip install 'adamas[lab]'\n",
+    )
+
+
+def test_bench(adamas: Adamas, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    module = import_module("adamas.lab.benchmark")
+    monkeypatch.setattr(module, "bench", lambda *arguments: calls.append(arguments))
+    assert adamas("bench", "--shape=1.8m", "--peer=torch", "--rounds=3", "--no-scaling")[0] == 0
+    assert calls == [(["1.8m"], ["torch"], 3, "float32", None, False)]
