@@ -41,6 +41,7 @@ BAD: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
     "binary file": (b"\x89PNG\r\n\0\0", {}, "holds binary data"),
     "not UTF-8": ("n,a\n1,é\n".encode("latin-1"), {}, r"not UTF-8 text \(byte 7\)"),
     "ragged rows": (csv("n,a", *GOOD, "1,x,3"), {}, "not a table of 2 columns"),
+    "short row": (csv("n,a", *GOOD, "1"), {}, "line 42 has fewer"),
     "open quote": (csv("n,a", *GOOD, '1,"x'), {}, "not a table of 2 columns"),
     "equal names": (csv("n,a,n", "1,x,2"), {}, "more than one column named 'n'"),
     "no target": (csv("n,a", *GOOD), {"target_name": None}, "--target is needed.*'n', 'a'"),
@@ -101,6 +102,13 @@ BAD: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
     "bad schedule": (csv("n,a", *GOOD), {"given": {"schedule": "step"}}, "cosine or constant"),
     "bad smoothing": (csv("n,a", *GOOD), {"given": {"label_smoothing": 1.0}}, "must be in .0, 1"),
     "bad fraction": (csv("n,a", *GOOD), {"given": {"validation": 1.0}}, "must be a fraction"),
+    "NaN fraction": (csv("n,a", *GOOD), {"given": {"validation": math.nan}}, "must be a fraction"),
+    "infinite fraction": (
+        csv("n,a", *GOOD),
+        {"given": {"validation": -math.inf}},
+        "must be a fraction",
+    ),
+    "huge width": (csv("n,a", *GOOD), {"given": {"layers": (10**9,)}}, "widths from 1 to 16384"),
     "unknown device": (csv("n,a", *GOOD), {"given": {"device": "abacus"}}, "device must be cpu"),
     "absent device": (csv("n,a", *GOOD), {"given": {"device": "cuda:99"}}, "is not here"),
 }
@@ -117,6 +125,22 @@ def test_bad_input(tmp_path: Path, case: str) -> None:
         start(folder=lambda name: tmp_path / "runs" / name, **arguments)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_delimiters_in_quotes_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv('"n;m;o",a', *GOOD))
+    task = start(path, lambda name: tmp_path / name, {}, "a").task
+    assert [column.name for column in task.columns] == ["n;m;o"]
+
+
+def test_classes_keep_their_spelling_in_any_file() -> None:
+    """Alone, the cells "01" could be numbers; among classes of text they are not."""
+    target = Classes("t", ("01", "02", "k"), numeric=False)
+    assert target.encode(pd.Series(["01", "02", "01"])).tolist() == [0, 1, 0]
+    numbers = Classes("t", ("1", "2"), numeric=True)
+    assert numbers.encode(pd.Series(["01", "2.0", "x"])).tolist() == [-1, -1, -1]
+    assert numbers.encode(pd.Series(["01", "2.0"])).tolist() == [0, 1]
 
 
 def test_good_input_is_accepted(tmp_path: Path) -> None:
@@ -202,7 +226,7 @@ def test_classes_are_sorted_and_spelt_once(cells: list[str], classes: tuple[str,
 def test_json_round_trip() -> None:
     for column in (Numeric("n", 0.1, 1 / 3, 2 / 3, True), Categorical("c", ("a", "b"), False)):
         assert columns.from_json(json.loads(json.dumps(columns.to_json(column)))) == column
-    for what in (Classes("t", ("a", "b")), Value("t", 1 / 3, 0.1)):
+    for what in (Classes("t", ("a", "b"), False), Value("t", 1 / 3, 0.1)):
         assert target.from_json(json.loads(json.dumps(target.to_json(what)))) == what
 
 

@@ -181,6 +181,18 @@ DAMAGE = {
     "broken settings": (edit("run/settings.json", lambda b: b[:99]), "is damaged"),
     "foreign settings": (edit("run/settings.json", lambda b: b"{}"), "is not of an adamas run"),
     "lost metrics": (edit("run/metrics.jsonl", lambda b: b""), "lacks epochs"),
+    "metrics without updates": (
+        edit("run/metrics.jsonl", lambda b: b.replace(b'"updates"', b'"downdates"')),
+        "is damaged",
+    ),
+    "settings of another kind": (
+        edit("run/settings.json", lambda b: b.replace(b'"columns": [', b'"columns": [7, ')),
+        "is damaged",
+    ),
+    "checkpoint of other types": (
+        lambda p: torch.save({"format": folder.FORMAT, "position": 3}, p / "run/checkpoint.pt"),
+        "does not fit|is damaged",
+    ),
     "broken metrics": (edit("run/metrics.jsonl", lambda b: b"x\n" * 9), "is damaged"),
     "other data": (edit("mixed.csv", lambda b: b + b"30,Rome,True,50,no\n"), "is not the data"),
     "no data": (lambda p: (p / "mixed.csv").unlink(), "does not exist"),
@@ -283,6 +295,15 @@ def test_long_epochs_are_saved_in_between(tmp_path: Path) -> None:
     saves: list[bool] = []
     train(current.trainer, lambda metrics: saves.append(metrics is not None), save_seconds=0)
     assert saves == [False] * (STEPS - 1) + [True]
+
+
+def test_the_model_is_the_same_file(tmp_path: Path) -> None:
+    files = []
+    for name in ("one", "two"):
+        go(begin(tmp_path, name), 3)
+        files.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+    assert files[0].count(b"__metadata__") == 1
 
 
 @pytest.mark.parametrize("target", ["price", "big"])

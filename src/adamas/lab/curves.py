@@ -110,19 +110,18 @@ def _pace(epoch: Epoch) -> str:
     return ", ".join(parts + ([f"{speed:,.0f} samples/s"] if isfinite(speed) else []))
 
 
-def _epoch_axis(epochs: Sequence[float], **more: object) -> Figure:
+def _epoch_axis(epochs: Sequence[float]) -> Figure:
     few = len(epochs) < 8
-    room = max(0.02 * (epochs[-1] - epochs[0]), 0.5 if few else 0) if epochs else 1
+    room = max(0.02 * (epochs[-1] - epochs[0]), 0.5 if few else 0)
     return axis(
         "epoch",
-        range=[epochs[0] - room, epochs[-1] + room] if epochs else [0, 1],
+        range=[epochs[0] - room, epochs[-1] + room],
         tickformat=",d",
         showgrid=False,
         unifiedhovertitle={"text": "epoch %{x}"},
         spikecolor=theme("muted"),
         spikethickness=1,
         **({"tickvals": list(epochs)} if few else {"nticks": 8}),
-        **more,
     )
 
 

@@ -59,7 +59,7 @@ def _read_csv(path: Path) -> Table:
     header_line = text.lstrip().splitlines()[0] if text.strip() else ""
     if not header_line:
         raise UserError(f"{path} is empty: a CSV file needs a line of column names, then rows")
-    delimiter = max(_DELIMITERS, key=header_line.count)
+    delimiter = max(_DELIMITERS, key=lambda d: len(next(csv.reader([header_line], delimiter=d))))
     names = _column_names(path, text, delimiter)
     frame = _parse(path, text, delimiter, len(names))
     if frame.empty:
@@ -94,8 +94,14 @@ def _column_names(path: Path, text: str, delimiter: str) -> list[str]:
     rows = csv.reader(io.StringIO(text), delimiter=delimiter)
     try:
         names = [name.strip() for name in next(row for row in rows if row)]
+        short = next((rows.line_num for row in rows if row and len(row) < len(names)), None)
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file: {error}; save it as CSV text") from None
+    if short:  # pandas would fill it up with missing values
+        raise UserError(
+            f"{path} is not a table of {len(names)} columns: line {short} has fewer; "
+            "every row must have as many cells as the first line"
+        )
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise UserError(

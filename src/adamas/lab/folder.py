@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shlex
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ class RunFolder:
     def save_model(self, trainer: Trainer) -> None:
         """Writes the weights alone, for prediction."""
         weights = {name: t.cpu().contiguous() for name, t in trainer.model.state_dict().items()}
-        note = {"format": FORMAT, "epoch": str(trainer.position.epoch)}
+        # One key: of several, safetensors writes the order that a random hash gives.
+        note = {"adamas": json.dumps({"format": FORMAT, "epoch": trainer.position.epoch})}
         write_atomically(self.model, lambda file: file.write(save_tensors(weights, note)))
 
     def load_settings(self) -> dict[str, Any]:
@@ -134,15 +135,13 @@ class RunFolder:
         Raises:
             UserError: there is none, or it is truncated or of another program.
         """
-        try:
-            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
+        if not self.checkpoint.exists():
             raise UserError(
                 f"{self.path} has no {self.checkpoint.name}: it was stopped before training began; "
                 "remove the folder and train again"
-            ) from None
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
-            raise self._damaged(self.checkpoint, e) from None
+            )
+        with self.damaged(self.checkpoint):
+            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{self.checkpoint} is not of an adamas run: restore the run's own")
         return content
@@ -160,8 +159,9 @@ class RunFolder:
 
     def load_metrics(self) -> list[Metrics]:
         """The metrics of the epochs; a last line that was cut short by a kill is left out."""
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        with self.damaged(self.metrics):
+            lines = self.metrics.read_bytes().split(b"\n")[:-1]
+            return [json.loads(line) for line in lines]
 
     def cut_metrics(self, epochs: int) -> None:
         """Cuts the metrics back to the epochs that the checkpoint knows.
@@ -169,16 +169,12 @@ class RunFolder:
         Raises:
             UserError: there are fewer.
         """
-        try:
+        with self.damaged(self.metrics):
             content = self.metrics.read_bytes()
-        except OSError as error:
-            raise self._damaged(self.metrics, error) from None
-        lines = content.split(b"\n")[:-1]
-        try:
-            whole = [json.loads(line)["epoch"] for line in lines[:epochs]]
-        except (ValueError, TypeError, KeyError) as error:
-            raise self._damaged(self.metrics, error) from None
-        if whole != list(range(1, epochs + 1)):
+            lines = content.split(b"\n")[:-1]
+            known = [json.loads(line) for line in lines[:epochs]]
+            whole = [metrics["epoch"] for metrics in known if metrics["updates"] is not None]
+        if len(whole) != epochs or whole != list(range(1, epochs + 1)):
             raise UserError(
                 f"{self.metrics} lacks epochs that the checkpoint knows of ({epochs}): "
                 "restore the run's own files"
@@ -208,6 +204,16 @@ class RunFolder:
                 f"or continue a run with --resume {shlex.quote(str(self.path))}"
             )
         return missing
+
+    @contextmanager
+    def damaged(self, file: Path) -> Iterator[None]:
+        """Turns whatever fails while a file's content is taken apart into one clear error."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # damage can make any of them
+            raise self._damaged(file, error) from None
 
     def _damaged(self, file: Path, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:120] or type(error).__name__

@@ -49,8 +49,8 @@ class Options:
             if not smallest <= value < 2**63:
                 option = name.replace("_", "-")
                 raise UserError(f"{option} must be from {smallest} to 2^63 - 1, got {value}")
-        if any(width < 1 for width in self.layers):
-            raise UserError(f"layers must be widths of at least 1, got {list(self.layers)}")
+        if any(not 1 <= width <= 16384 for width in self.layers):
+            raise UserError(f"layers must be widths from 1 to 16384, got {list(self.layers)}")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule must be {' or '.join(SCHEDULES)}, got {self.schedule!r}")
         if not 0 <= self.label_smoothing < 1:

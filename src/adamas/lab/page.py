@@ -39,7 +39,7 @@ p { margin: 0.25rem 0 0.5rem; } .muted { color: var(--muted); font-size: 0.875re
 .cards dt { color: var(--muted); font-size: 0.8rem; line-height: 1.35; }
 .cards dd { margin: 0; font-size: 1.5rem; font-weight: 600; line-height: 1.3;
   font-variant-numeric: tabular-nums; }
-.cards dd.long { font-size: 1rem; line-height: 1.4; }
+.cards dd.long { font-size: 0.95rem; line-height: 1.4; }
 .cards div:first-child dd { color: var(--accent); }
 .grid { display: grid; gap: 0.5rem 1.5rem; }
 .grid > * { min-width: 0; }

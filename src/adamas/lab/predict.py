@@ -42,7 +42,9 @@ def predict_csv(run: Path, path: Path) -> Prediction:
         UserError: the run or the file cannot be used.
     """
     folder = RunFolder(run)
-    task = Task.from_json(folder.load_settings())
+    settings = folder.load_settings()
+    with folder.damaged(folder.settings):
+        task = Task.from_json(settings)
     model = _load_model(folder, task)
     table = read_table(path)
     features = torch.from_numpy(encode_columns(task.columns, table.frame))

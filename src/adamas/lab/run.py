@@ -128,7 +128,8 @@ def start(
     frame, name = _with_target(table, target_name, drop)
     kind, why = tell_kind(frame[name], kind)
     check_target(frame[name], kind)
-    share = 1 - given.get("validation", 0.2)
+    validation = given.get("validation", 0.2)
+    share = 1 - validation if 0 < validation < 1 else 0  # what is wrong with it, Options says
     options = Options.complete(given, max(round(len(frame) * share), 1))
     training = split(frame[name], kind, options.validation, options.seed)
     learnt, notices = fit_columns(frame.drop(columns=name), training)
@@ -175,13 +176,11 @@ def resume(path: Path, given: Mapping[str, Any], data: Path | None = None) -> Ru
     """
     folder = RunFolder(path)
     settings = folder.load_settings()
-    task = Task.from_json(settings)
     state = folder.load_checkpoint()
-    try:
+    with folder.damaged(folder.settings):
+        task = Task.from_json(settings)
         options = Options.from_json(settings["options"])
         int(settings["software"]["threads"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder.settings} is damaged ({error}): restore it") from None
     extended = _with_given(options, given)
     if data is None and task.path is not None:
         data = Path(task.path)
@@ -194,7 +193,8 @@ def resume(path: Path, given: Mapping[str, Any], data: Path | None = None) -> Ru
     frame, name = _with_target(table, task.target.name, task.drop)
     training = split(frame[name], task.target.kind, options.validation, options.seed)
     trainer = make_trainer(task, extended, frame, training)
-    trainer.load_state_dict(state)
+    with folder.damaged(folder.checkpoint):
+        trainer.load_state_dict(state)
     folder.cut_metrics(trainer.position.epoch)
     folder.remove_partial_files()
     if extended != options:

@@ -26,6 +26,8 @@ class Classes:
     score_name: ClassVar[str] = "accuracy"
     name: str
     classes: tuple[str, ...]
+    numeric: bool
+    """Whether the classes are numbers, of which each has one spelling: 1, 01 and 1.0 are one."""
 
     @property
     def outputs(self) -> int:
@@ -34,7 +36,7 @@ class Classes:
 
     def encode(self, series: pd.Series[Any]) -> NDArray[np.int64]:
         """The position of each cell's class, -1 where it is none of them."""
-        return level_codes(labels(series), self.classes)
+        return level_codes(labels(series) if self.numeric else as_text(series), self.classes)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def fit_target(series: pd.Series[Any], kind: str, training: Mask) -> Target:
         distinct = labels(series).drop_duplicates()
         as_numbers = numbers(distinct)
         key = distinct if as_numbers is None else pd.Series(as_numbers, distinct.index)
-        return Classes(name, tuple(str(label) for label in distinct[key.sort_values().index]))
+        classes = tuple(str(label) for label in distinct[key.sort_values().index])
+        return Classes(name, classes, as_numbers is not None)
     values = finite_numbers(series, name)[training]
     return Value(name, float(values.mean()), float(values.std()) or 1.0)
 
@@ -200,5 +203,5 @@ def to_json(target: Target) -> dict[str, Any]:
 def from_json(content: Mapping[str, Any]) -> Target:
     """A target from its JSON."""
     if content["kind"] == Classes.kind:
-        return Classes(content["name"], tuple(content["classes"]))
+        return Classes(content["name"], tuple(content["classes"]), content["numeric"])
     return Value(content["name"], content["mean"], content["scale"])
