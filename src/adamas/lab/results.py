@@ -60,8 +60,8 @@ def _headline(run: Run, metrics: list[Metrics]) -> list[tuple[str, str]]:
     rows = run.settings["rows"]
     weights = sum(parameter.numel() for parameter in run.trainer.model.parameters())
     scores = [
-        (f"{part} {target.score_name}", score_text(target.score_name, last[f"{part}_score"]))
-        for part in ("validation", "train")
+        (f"{part} {target.score_name}", score_text(target.score_name, last[f"{key}_score"]))
+        for part, key in (("validation", "validation"), ("training", "train"))
     ]
     if isinstance(target, Value):
         error = last["validation_loss"] ** 0.5 * target.scale
@@ -70,7 +70,8 @@ def _headline(run: Run, metrics: list[Metrics]) -> list[tuple[str, str]]:
         *scores,
         ("epochs", f"{len(metrics)}"),
         ("training time", f"{last['seconds']:.1f} s"),
-        ("rows", f"{rows['training']:,} training, {rows['validation']:,} validation"),
+        ("training rows", f"{rows['training']:,}"),
+        ("validation rows", f"{rows['validation']:,}"),
         ("weights", f"{weights:,}"),
     ]
 
