@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -18,7 +19,7 @@ def main() -> int:
     if missing:
         _print(f"the command line needs {', '.join(missing)}: pip install 'adamas[lab]'")
         return 1
-    from .lab import TrainingError, UserError
+    from .lab import TrainingError, UserError, out_of_memory
     from .lab.commands import run
 
     try:
@@ -28,6 +29,12 @@ def main() -> int:
         return 2
     except (TrainingError, OSError) as error:
         _print(str(error))
+        _drop_output()
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        _print("there is not enough memory: choose smaller --layers or --batch-size, or fewer rows")
         return 1
     except KeyboardInterrupt:
         _print("stopped")
@@ -36,6 +43,14 @@ def main() -> int:
 
 def _print(message: str) -> None:
     print("adamas: " + " ".join(message.split()), file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """Drops what could not be printed, which Python would try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

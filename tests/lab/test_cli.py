@@ -72,6 +72,17 @@ def test_digits(adamas: Adamas) -> None:
     assert (status, out.count("\n"), err) == (0, 1798, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_full_output(adamas: Adamas, tmp_path: Path) -> None:
+    mixed_csv(tmp_path)
+    assert adamas("train", "mixed.csv", "--target=price", "--out=run", *FAST)[0] == 0
+    command = [sys.executable, "-m", "adamas.cli", "predict", "run", "mixed.csv"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "adamas: [Errno 28] No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -83,6 +94,9 @@ def test_digits(adamas: Adamas) -> None:
         (["train", "--layers=8;8"], "--layers must be whole numbers"),
         (["train", "--betas=0.9"], "betas must be two numbers"),
         (["train", "--betas=0.9,x"], "--betas must be numbers"),
+        (["train", "--validation=nan"], "must be a fraction"),
+        (["train", "--validation=-inf"], "must be a fraction"),
+        (["train", "--layers=1000000000,1000000000"], "must be widths from 1"),
         (["train", "--lr=0"], "lr must be above 0"),
         (["train", "--classification", "--regression"], "exclude each other"),
         (["train", "--resume=none"], "none is not a folder"),
@@ -104,6 +118,17 @@ def test_one_line_of_error(
     assert err.startswith("adamas: ")
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mixed.csv"]
+
+
+def test_too_little_memory(adamas: Adamas, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
+
+    monkeypatch.setattr(import_module("adamas.lab.run"), "make_trainer", fail)
+    status, _, err = adamas("train")
+    assert status == 1
+    assert err.startswith("adamas: there is not enough memory: choose smaller --layers")
+    assert err.count("\n") == 1
 
 
 def test_help(adamas: Adamas) -> None:

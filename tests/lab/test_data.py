@@ -109,6 +109,8 @@ BAD: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
         "must be a fraction",
     ),
     "huge width": (csv("n,a", *GOOD), {"given": {"layers": (10**9,)}}, "widths from 1 to 16384"),
+    "vast width": (csv("n,a", *GOOD), {"given": {"layers": (10**19,)}}, "widths from 1 to 16384"),
+    "many weights": (csv("n,a", *GOOD), {"given": {"layers": (16384,) * 6}}, "at most 1,073,741"),
     "unknown device": (csv("n,a", *GOOD), {"given": {"device": "abacus"}}, "device must be cpu"),
     "absent device": (csv("n,a", *GOOD), {"given": {"device": "cuda:99"}}, "is not here"),
 }
@@ -134,13 +136,51 @@ def test_delimiters_in_quotes_do_not_count(tmp_path: Path) -> None:
     assert [column.name for column in task.columns] == ["n;m;o"]
 
 
+def test_blank_rows_are_skipped_and_quotes_may_follow_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(b'n, "a, b"\n\n1, "x, y"\n  \n2,\n')
+    frame = read_table(path).frame
+    assert list(frame) == ["n", "a, b"]
+    assert frame["n"].tolist() == [1, 2]
+    assert frame["a, b"].fillna("-").tolist() == ["x, y", "-"]
+
+
+def test_a_table_of_texts(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv("n,a", "x,y", "z,"))
+    assert read_table(path).frame["n"].tolist() == ["x", "z"]
+
+
+def test_numbers_are_read_as_numbers_where_all_are(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv("n,late,word", *["01,02,x"] * 1500, "3,k,y", ",,"))
+    frame = read_table(path).frame
+    assert frame["late"].tolist()[:1501] == ["02"] * 1500 + ["k"]
+    path.write_bytes(csv("n,late,word", *["01,02,x"] * 1500, "3,,y"))
+    frame = read_table(path, {"late"}).frame
+    assert frame["n"].dtype == float
+    assert frame["late"].tolist()[:1500] == ["02"] * 1500
+
+
+def test_predict_scores_classes_spelt_like_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    classes = ["01", "02", "k"]
+    path.write_bytes(csv("n,a", *rows("{n},{a}", 600, n=[0, 5, 9], a=classes)))
+    run = start(path, lambda name: tmp_path / "run", {"epochs": 20, "lr": 0.05}, "a")
+    run.train(lambda: False, lambda trainer, metrics: None)
+    path.write_bytes(csv("n,a", *["0,01"] * 5))
+    prediction = predict_csv(tmp_path / "run", path)
+    assert prediction.frame["a"].tolist() == ["01"] * 5
+    assert (prediction.score, prediction.scored) == (1, 5)
+
+
 def test_classes_keep_their_spelling_in_any_file() -> None:
     """Alone, the cells "01" could be numbers; among classes of text they are not."""
     target = Classes("t", ("01", "02", "k"), numeric=False)
     assert target.encode(pd.Series(["01", "02", "01"])).tolist() == [0, 1, 0]
     numbers = Classes("t", ("1", "2"), numeric=True)
-    assert numbers.encode(pd.Series(["01", "2.0", "x"])).tolist() == [-1, -1, -1]
-    assert numbers.encode(pd.Series(["01", "2.0"])).tolist() == [0, 1]
+    assert numbers.encode(pd.Series(["01", "2.0", "x"])).tolist() == [0, 1, -1]
+    assert numbers.encode(pd.Series(["01", "2.0", "inf"])).tolist() == [0, 1, -1]
 
 
 def test_good_input_is_accepted(tmp_path: Path) -> None:

@@ -170,6 +170,15 @@ def other_model(path: Path) -> None:
     os.replace(path / "other/checkpoint.pt", path / "run/checkpoint.pt")
 
 
+def edit_checkpoint(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        state = torch.load(path / "run/checkpoint.pt")
+        change(state)
+        torch.save(state, path / "run/checkpoint.pt")
+
+    return apply
+
+
 DAMAGE = {
     "truncated checkpoint": (edit("run/checkpoint.pt", lambda b: b[:-700]), "is damaged"),
     "empty checkpoint": (edit("run/checkpoint.pt", lambda b: b""), "is damaged"),
@@ -192,6 +201,34 @@ DAMAGE = {
     "checkpoint of other types": (
         lambda p: torch.save({"format": folder.FORMAT, "position": 3}, p / "run/checkpoint.pt"),
         "does not fit|is damaged",
+    ),
+    "checkpoint of a huge epoch": (
+        edit_checkpoint(lambda state: state["position"].update(epoch=10**30)),
+        "lacks epochs|is damaged|does not fit",
+    ),
+    "checkpoint of a position that is text": (
+        edit_checkpoint(lambda state: state["position"].update(loss_sum="x")),
+        "loss_sum is not float",
+    ),
+    "checkpoint without optimizer groups": (
+        edit_checkpoint(lambda state: state.update(optimizer=[])),
+        "is damaged|does not fit",
+    ),
+    "settings with text for a number": (
+        edit("run/settings.json", lambda b: b.replace(b'"scale": ', b'"scale": "x", "more": ')),
+        "is damaged",
+    ),
+    "settings with a number for a name": (
+        edit("run/settings.json", lambda b: b.replace(b'"name": "price"', b'"name": 7')),
+        "is damaged",
+    ),
+    "settings with text for a size": (
+        edit("run/settings.json", lambda b: b.replace(b'"batch_size": 20', b'"batch_size": "x"')),
+        "batch-size must be from 1",
+    ),
+    "settings with a fraction for a size": (
+        edit("run/settings.json", lambda b: b.replace(b'"batch_size": 20', b'"batch_size": 2.5')),
+        "batch-size must be from 1",
     ),
     "broken metrics": (edit("run/metrics.jsonl", lambda b: b"x\n" * 9), "is damaged"),
     "other data": (edit("mixed.csv", lambda b: b + b"30,Rome,True,50,no\n"), "is not the data"),
@@ -242,6 +279,33 @@ def test_folder_must_be_new(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
+def test_one_process_trains_a_run(tmp_path: Path) -> None:
+    go(begin(tmp_path), 7)
+    command = [*ADAMAS, "train", "--resume=run"]
+    first = resume(tmp_path / "run", {})
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("adamas: run is in use: one process at a time can train a run")
+    first.folder.unlock()
+    assert go(resume(tmp_path / "run", {}))
+
+
+def test_a_number_taken_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    other = begin(tmp_path, "runs/a-1")
+    names = iter(("runs/a-1", "runs/a-2"))
+    current = start(tmp_path / "mixed.csv", lambda name: tmp_path / next(names), GIVEN, "price")
+    assert current.folder.path == tmp_path / "runs/a-2"
+    assert other.folder.path.exists()
+
+
+def test_results_that_cannot_be_written(tmp_path: Path) -> None:
+    current = begin(tmp_path)
+    go(current)
+    (tmp_path / "run/report.html").mkdir()
+    with pytest.raises(TrainingError, match=r"results in .* cannot be written"):
+        write_results(current)
+
+
 def test_folder_under_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made a folder"):
@@ -281,6 +345,7 @@ def test_disk_full_while_training(
         with pytest.raises(TrainingError, match="make room, then continue with: adamas train"):
             go(current)
     assert not partial_path(tmp_path / "run/checkpoint.pt").exists()
+    current.folder.unlock()
     go(resume(tmp_path / "run", {}))
     assert_same(state(tmp_path / "run"), whole["price"])
 

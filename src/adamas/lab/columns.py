@@ -177,7 +177,7 @@ def finite_numbers(series: pd.Series[Any], name: str) -> NDArray[np.float64]:
     if large.any():
         row = int(np.argmax(large))
         raise UserError(
-            f"column {name!r}, row {row + 1}: {series.iloc[row]!r} is infinite or too large; "
+            f"column {name!r}, row {row + 1}: {str(series.iloc[row])!r} is infinite or too large; "
             f"numbers must be finite, at most {_LARGEST:g}; correct the cell or leave it empty"
         )
     return values

@@ -162,6 +162,7 @@ def predict(
     text = prediction.frame.to_csv(index=False, lineterminator="\n")
     if out is None:
         sys.stdout.write(text)
+        sys.stdout.flush()
     else:
         try:
             write_text(out, text)

@@ -8,16 +8,19 @@ import hashlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from . import UserError
 
 DIGITS = "digits"
 _DELIMITERS = ",;\t|"
+_FIRST_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,22 @@ class Table:
     fingerprint: str
     """SHA-256 of the content."""
     frame: pd.DataFrame
-    """Cells are text where they come from a file; NaN is missing."""
+    """A file's columns are float64 or text; NaN is missing."""
     notices: tuple[str, ...] = ()
     """What was left out and why."""
 
 
-def read_table(path: Path | None) -> Table:
+def read_table(path: Path | None, text: Collection[str] = ()) -> Table:
     """Reads a CSV file, or the digits where there is no path.
+
+    Args:
+        path: the file.
+        text: columns whose cells are text even if all are numbers.
 
     Raises:
         UserError: the file cannot be read as a table.
     """
-    return _digits() if path is None else _read_csv(path)
+    return _digits() if path is None else _read_csv(path, text)
 
 
 def _digits() -> Table:
@@ -54,14 +61,15 @@ def _digits() -> Table:
     return Table(DIGITS, None, hashlib.sha256(content).hexdigest(), frame)
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, texts: Collection[str]) -> Table:
     text, fingerprint = _read_text(path)
-    header_line = text.lstrip().splitlines()[0] if text.strip() else ""
-    if not header_line:
+    if not text.strip():
         raise UserError(f"{path} is empty: a CSV file needs a line of column names, then rows")
-    delimiter = max(_DELIMITERS, key=lambda d: len(next(csv.reader([header_line], delimiter=d))))
-    names = _column_names(path, text, delimiter)
-    frame = _parse(path, text, delimiter, len(names))
+    headers = {delimiter: _first_row(path, text, delimiter) for delimiter in _DELIMITERS}
+    delimiter = max(headers, key=lambda d: len(headers[d]))
+    names = [name.strip() for name in headers[delimiter]]
+    _check_names(path, names)
+    frame = _parse(path, text, delimiter, [name in texts for name in names])
     if frame.empty:
         raise UserError(f"{path} has column names but no rows: at least one row is needed")
     named = [index for index, name in enumerate(names) if name]
@@ -90,46 +98,78 @@ def _read_text(path: Path) -> tuple[str, str]:
         ) from None
 
 
-def _column_names(path: Path, text: str, delimiter: str) -> list[str]:
-    rows = csv.reader(io.StringIO(text), delimiter=delimiter)
+def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, and the numbers of their last lines."""
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     try:
-        names = [name.strip() for name in next(row for row in rows if row)]
-        short = next((rows.line_num for row in rows if row and len(row) < len(names)), None)
+        for row in rows:
+            if len(row) > 1 or "".join(row).strip():
+                yield rows.line_num, row
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file: {error}; save it as CSV text") from None
-    if short:  # pandas would fill it up with missing values
-        raise UserError(
-            f"{path} is not a table of {len(names)} columns: line {short} has fewer; "
-            "every row must have as many cells as the first line"
-        )
+
+
+def _first_row(path: Path, text: str, delimiter: str) -> list[str]:
+    return next((row for _, row in _rows(path, text, delimiter)), [])
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise UserError(
             f"{path} has more than one column named {listed(twice)}: "
             "column names must differ; rename or remove one"
         )
-    return names
 
 
-def _parse(path: Path, text: str, delimiter: str, columns: int) -> pd.DataFrame:
+def _parse(path: Path, text: str, delimiter: str, as_text: Sequence[bool]) -> pd.DataFrame:
+    columns = len(as_text)
+
+    def read(numeric: Collection[int], rows: int | None = None) -> pd.DataFrame:
+        return pd.read_csv(
+            io.StringIO(text),
+            sep=delimiter,
+            header=0,
+            names=list(range(columns)),
+            index_col=False,
+            dtype={index: float if index in numeric else str for index in range(columns)},
+            skipinitialspace=True,
+            nrows=rows,
+        )
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                io.StringIO(text),
-                sep=delimiter,
-                header=0,
-                names=list(range(columns)),
-                index_col=False,
-                dtype=str,
-                skipinitialspace=True,
-            )
+            first = read((), _FIRST_ROWS)
+            numeric = [
+                index
+                for index in range(columns)
+                if not as_text[index] and not _has_text(first[index])
+            ]
+            try:
+                frame = read(numeric)
+                if np.isinf(frame[numeric].to_numpy()).any():
+                    raise ValueError  # to be told with the cell as it is written
+            except ValueError:  # text further down
+                frame = read(())
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         reason = str(error).strip().splitlines()[0].removeprefix("Error tokenizing data. ")
         raise UserError(
             f"{path} is not a table of {columns} columns: {reason.removeprefix('C error: ')}; "
             "every row must have as many cells as the first line"
         ) from None
+    if frame[columns - 1].isna().any():  # pandas fills short rows up with missing cells
+        for line, row in _rows(path, text, delimiter):
+            if len(row) < columns:
+                raise UserError(
+                    f"{path} is not a table of {columns} columns: line {line} has fewer; "
+                    "every row must have as many cells as the first line"
+                )
+    return frame
+
+
+def _has_text(cells: pd.Series[Any]) -> bool:
+    return bool((pd.to_numeric(cells, errors="coerce").isna() & cells.notna()).any())
 
 
 def drop_columns(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
-from collections.abc import Iterator
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from . import UserError
+from . import UserError, out_of_memory
 from .files import append_line, partial_path, write_atomically, write_text
 from .training import Metrics, Trainer
 
+if sys.platform != "win32":
+    import fcntl
+
 FORMAT = "adamas run 1"
 _REPORT_BYTES = 8 << 20  # a report, most of it the plotting library
+
+
+class TakenError(UserError):
+    """The folder for a new run holds something, or another process uses it."""
 
 
 class RunFolder:
@@ -37,11 +47,38 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
         self.report = path / "report.html"
+        self._unlock: Callable[[], object] = lambda: None
 
     @property
     def resume_command(self) -> str:
         """What to type to continue."""
         return f"adamas train --resume {shlex.quote(str(self.path))}"
+
+    def lock(self) -> None:
+        """Keeps other processes from training this run, until this object or the process ends.
+
+        Raises:
+            TakenError: another process trains it.
+        """
+        if sys.platform == "win32":
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise TakenError(
+                f"{self.path} is in use: one process at a time can train a run; "
+                "wait until the other has ended, or stop it"
+            ) from None
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return
+        self._unlock = weakref.finalize(self, os.close, descriptor)
+
+    def unlock(self) -> None:
+        """Lets other processes train this run."""
+        self._unlock()
 
     def create(self, settings: dict[str, Any], trainer: Trainer) -> None:
         """Makes the folder with all files that training needs to write, before it begins.
@@ -63,6 +100,7 @@ class RunFolder:
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
+            self.unlock()
             if isinstance(error, OSError):
                 raise UserError(
                     f"{self.path} cannot be written ({error.strerror}): choose another --out"
@@ -193,13 +231,15 @@ class RunFolder:
         missing = [f for f in (self.path, *self.path.parents) if not f.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock()  # of two that make it at once, one goes on
             occupied = any(self.path.iterdir())
         except OSError as error:
             raise UserError(
                 f"--out {self.path} cannot be made a folder ({error.strerror}): choose another"
             ) from None
         if occupied:
-            raise UserError(
+            self.unlock()
+            raise TakenError(
                 f"--out {self.path} is not empty: a run needs a new folder; choose another --out, "
                 f"or continue a run with --resume {shlex.quote(str(self.path))}"
             )
@@ -213,6 +253,8 @@ class RunFolder:
         except UserError:
             raise
         except Exception as error:  # damage can make any of them
+            if out_of_memory(error):
+                raise
             raise self._damaged(file, error) from None
 
     def _damaged(self, file: Path, error: Exception) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..hyper import Hyper
 from . import UserError
 
 SCHEDULES = ("cosine", "constant")
+_MOST_WEIGHTS = 2**30
 _FLOOR = 0.01  # of the learning rate, at the end of the cosine
 
 
@@ -46,11 +48,17 @@ class Options:
             raise UserError("lr must be above 0, got 0: with 0 nothing is learnt")
         for name, smallest in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not smallest <= value < 2**63:
+            if not isinstance(value, int) or not smallest <= value < 2**63:
                 option = name.replace("_", "-")
                 raise UserError(f"{option} must be from {smallest} to 2^63 - 1, got {value}")
-        if any(not 1 <= width <= 16384 for width in self.layers):
+        if not all(isinstance(width, int) and 1 <= width <= 16384 for width in self.layers):
             raise UserError(f"layers must be widths from 1 to 16384, got {list(self.layers)}")
+        weights = sum(into * out for into, out in pairwise(self.layers))
+        if weights > _MOST_WEIGHTS:
+            raise UserError(
+                f"layers have {weights:,} weights between them: at most {_MOST_WEIGHTS:,} "
+                "are allowed; choose smaller or fewer"
+            )
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule must be {' or '.join(SCHEDULES)}, got {self.schedule!r}")
         if not 0 <= self.label_smoothing < 1:

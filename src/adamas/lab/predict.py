@@ -45,12 +45,14 @@ def predict_csv(run: Path, path: Path) -> Prediction:
     settings = folder.load_settings()
     with folder.damaged(folder.settings):
         task = Task.from_json(settings)
-    model = _load_model(folder, task)
-    table = read_table(path)
-    features = torch.from_numpy(encode_columns(task.columns, table.frame))
-    outputs = predict(model, features)
-    score, scored = _score(task, table.frame, outputs)
-    return Prediction(_to_frame(task, outputs), task.target.score_name, score, scored)
+        model = _load_model(folder, task)
+        texts = task.text_columns
+    table = read_table(path, texts)
+    with folder.damaged(folder.settings):
+        features = torch.from_numpy(encode_columns(task.columns, table.frame))
+        outputs = predict(model, features)
+        score, scored = _score(task, table.frame, outputs)
+        return Prediction(_to_frame(task, outputs), task.target.score_name, score, scored)
 
 
 def _load_model(folder: RunFolder, task: Task) -> MLP:

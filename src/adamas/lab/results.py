@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import TrainingError
 from .model import predict
 from .progress import score_text
 from .report import LayerUpdates, Report, write_report
@@ -18,9 +19,22 @@ _MOST_POINTS = 5000
 
 
 def write_results(run: Run) -> None:
-    """Writes the model and the report of a run, from what its checkpoint and metrics hold."""
-    run.folder.save_model(run.trainer)
-    write_report(run.folder.report, make_report(run))
+    """Writes the model and the report of a run, from what its checkpoint and metrics hold.
+
+    Raises:
+        UserError: the metrics are damaged.
+        TrainingError: a file cannot be written.
+    """
+    with run.folder.damaged(run.folder.metrics):
+        report = make_report(run)
+    try:
+        run.folder.save_model(run.trainer)
+        write_report(run.folder.report, report)
+    except OSError as error:
+        raise TrainingError(
+            f"the results in {run.folder.path} cannot be written ({error.strerror}): "
+            f"correct that, then write them with: {run.folder.resume_command}"
+        ) from None
 
 
 def make_report(run: Run) -> Report:

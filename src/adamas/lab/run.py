@@ -17,12 +17,12 @@ import torch
 
 from .. import __version__
 from . import TrainingError, UserError, columns, target
-from .columns import Column, Mask, encode_columns, fit_columns
+from .columns import Categorical, Column, Mask, encode_columns, fit_columns
 from .data import DIGITS, Table, check_column, drop_columns, listed, read_table
-from .folder import FORMAT, RunFolder
+from .folder import FORMAT, RunFolder, TakenError
 from .model import MLP
 from .options import Options
-from .target import Target, check_target, fit_target, split, tell_kind
+from .target import Classes, Target, check_target, fit_target, split, tell_kind
 from .training import Dataset, Metrics, Trainer, train
 
 _SMALL_STEP = 10_000_000  # weights times rows
@@ -40,6 +40,14 @@ class Task:
     drop: tuple[str, ...]
     columns: tuple[Column, ...]
     target: Target
+
+    @property
+    def text_columns(self) -> set[str]:
+        """The columns whose cells are text, whatever they look like in another file."""
+        texts = {column.name for column in self.columns if isinstance(column, Categorical)}
+        if isinstance(self.target, Classes) and not self.target.numeric:
+            texts.add(self.target.name)
+        return texts
 
     def to_json(self) -> dict[str, Any]:
         """The task as plain JSON."""
@@ -156,8 +164,7 @@ def start(
             "threads": threads_for(trainer),
         },
     }
-    run_folder = RunFolder(folder(table.name))
-    run_folder.create(settings, trainer)
+    run_folder = _create(lambda: RunFolder(folder(table.name)), settings, trainer)
     told = f"{kind}: {why}"
     return Run(run_folder, settings, task, trainer, (*table.notices, *dropped, *notices, told))
 
@@ -176,6 +183,17 @@ def resume(path: Path, given: Mapping[str, Any], data: Path | None = None) -> Ru
     """
     folder = RunFolder(path)
     settings = folder.load_settings()
+    folder.lock()
+    try:
+        return _resume(folder, settings, given, data)
+    except BaseException:
+        folder.unlock()
+        raise
+
+
+def _resume(
+    folder: RunFolder, settings: dict[str, Any], given: Mapping[str, Any], data: Path | None
+) -> Run:
     state = folder.load_checkpoint()
     with folder.damaged(folder.settings):
         task = Task.from_json(settings)
@@ -190,9 +208,10 @@ def resume(path: Path, given: Mapping[str, Any], data: Path | None = None) -> Ru
             f"{data or DIGITS} is not the data that the run began with: its content must be "
             "the same; restore it, or start a new run"
         )
-    frame, name = _with_target(table, task.target.name, task.drop)
-    training = split(frame[name], task.target.kind, options.validation, options.seed)
-    trainer = make_trainer(task, extended, frame, training)
+    with folder.damaged(folder.settings):
+        frame, name = _with_target(table, task.target.name, task.drop)
+        training = split(frame[name], task.target.kind, options.validation, options.seed)
+        trainer = make_trainer(task, extended, frame, training)
     with folder.damaged(folder.checkpoint):
         trainer.load_state_dict(state)
     folder.cut_metrics(trainer.position.epoch)
@@ -201,6 +220,22 @@ def resume(path: Path, given: Mapping[str, Any], data: Path | None = None) -> Ru
         settings = {**settings, "options": extended.to_json()}
         folder.save_settings(settings)
     return Run(folder, settings, task, trainer)
+
+
+def _create(
+    folder: Callable[[], RunFolder], settings: dict[str, Any], trainer: Trainer
+) -> RunFolder:
+    """Makes a run's folder; the next one, if another process has just taken it."""
+    run_folder = folder()
+    while True:
+        try:
+            run_folder.create(settings, trainer)
+            return run_folder
+        except TakenError:
+            following = folder()
+            if following.path == run_folder.path:
+                raise
+            run_folder = following
 
 
 def make_trainer(task: Task, options: Options, frame: pd.DataFrame, training: Mask) -> Trainer:

@@ -36,7 +36,10 @@ class Classes:
 
     def encode(self, series: pd.Series[Any]) -> NDArray[np.int64]:
         """The position of each cell's class, -1 where it is none of them."""
-        return level_codes(labels(series) if self.numeric else as_text(series), self.classes)
+        if self.numeric:
+            # A cell that is no number is none of the classes, and leaves the others theirs.
+            series = labels(pd.to_numeric(series, errors="coerce"))
+        return level_codes(as_text(series), self.classes)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def check_target(series: pd.Series[Any], kind: str) -> None:
     counts = (labels(series) if kind == Classes.kind else series).value_counts()
     if len(counts) == 1:
         raise UserError(
-            f"target {name!r} is {counts.index[0]!r} in every row: it must have at least two "
+            f"target {name!r} is {str(counts.index[0])!r} in every row: it must have at least two "
             "different values; choose another --target"
         )
     if kind == Classes.kind:
@@ -145,8 +148,7 @@ def labels(series: pd.Series[Any]) -> pd.Series[Any]:
     if values is None:
         return as_text(series)
     texts = [
-        None if np.isnan(v) else str(int(v)) if v == np.round(v) else repr(v)
-        for v in values.tolist()
+        None if np.isnan(v) else str(int(v)) if v.is_integer() else repr(v) for v in values.tolist()
     ]
     return pd.Series(texts, series.index, dtype=object, name=series.name)
 

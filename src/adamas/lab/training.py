@@ -122,6 +122,9 @@ class Trainer:
         """
         try:
             position = Position(**state["position"])
+            for name, value in asdict(Position()).items():
+                if type(getattr(position, name)) is not type(value):
+                    raise TypeError(f"{name} is not {type(value).__name__}")
             if not 0 <= position.step < self.steps_per_epoch or position.epoch < 0:
                 raise ValueError(f"there is no step {position.step} in an epoch")
             self.model.load_state_dict(state["model"])
