@@ -15,7 +15,8 @@ class Watch:
         exchange_api: object,
         params: list[Any],
         states: list[dict[str, Any]],
-        moments: tuple[str, ...],
+        moments: list[tuple[str, ...]],
+        shim: tuple[object, int, int] | None,
     ) -> None: ...
     def fill(self, rows: NDArray[np.int64]) -> None: ...
     def look(self, rows: NDArray[np.int64], steps: NDArray[np.int64]) -> int: ...

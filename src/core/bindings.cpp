@@ -51,8 +51,9 @@ NB_MODULE(_core, module) {
              nb::arg("grain"), nb::arg("isa"));
   module.def("identical", identical, nb::arg("one"), nb::arg("other"));
   nb::class_<Watch>(module, "Watch")
-      .def(nb::init<nb::capsule, nb::list, nb::list, nb::tuple>(), nb::arg("exchange_api"),
-           nb::arg("params"), nb::arg("states"), nb::arg("moments"))
+      .def(nb::init<nb::capsule, nb::list, nb::list, nb::list, nb::object>(),
+           nb::arg("exchange_api"), nb::arg("params"), nb::arg("states"), nb::arg("moments"),
+           nb::arg("shim").none())
       .def("fill", &Watch::fill, nb::arg("rows"))
       .def("look", &Watch::look, nb::arg("rows"), nb::arg("steps"))
       .def("which", &Watch::which)

@@ -18,6 +18,7 @@ struct ExchangeApi {
 };
 
 constexpr int address_column = 0, grad_column = 1, moments_column = 2;  // of a row
+constexpr int step_column = -1;                                         // of none
 constexpr std::uint8_t complex_code = 5;                                // kDLComplex
 
 // A number that tensors of the same shape and strides share. A stride along a dimension of size 1
@@ -43,40 +44,58 @@ std::int64_t kind_of(const nb::dlpack::dltensor& tensor) {
 
 }  // namespace
 
-Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::tuple moments)
-    : exchange_api_(exchange_api), params_(params), states_(states), moments_(moments) {
+Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::list moments,
+             nb::object shim)
+    : exchange_api_(exchange_api) {
   const auto* api = static_cast<const ExchangeApi*>(exchange_api.data("dlpack_exchange_api"));
   if (!api || api->header.major != 1 || !api->tensor_from_object)
     throw nb::value_error("the framework's DLPack exchange API is not of version 1");
   tensor_from_object_ = api->tensor_from_object;
-  if (params.size() != states.size()) throw nb::value_error("a state is needed for each parameter");
-  hints_.resize(params.size() * (1 + moments.size()));
-  Hint* hint = hints_.data();
+  nb::object make_handle;
+  if (!shim.is_none()) {
+    make_handle = shim[0];
+    data_pointer_ = reinterpret_cast<decltype(data_pointer_)>(nb::cast<std::intptr_t>(shim[1]));
+    release_ = reinterpret_cast<decltype(release_)>(nb::cast<std::intptr_t>(shim[2]));
+  }
+  if (params.size() != states.size() || params.size() != moments.size())
+    throw nb::value_error("a state and moments are needed for each parameter");
   for (std::size_t i = 0; i < params.size(); ++i) {
-    places_.push_back(place(nb::handle(params[i]).ptr(), hint++));
-    for (nb::handle key : moments) {
-      PyObject* moment = item(i, key);
-      places_.push_back(moment ? place(moment, hint) : Place{});
-      ++hint;
-    }
+    nb::object param = params[i], state = states[i];
+    add_items(state.ptr(), moments[i], make_handle);
+    parameters_.push_back({param, state, place(param.ptr()), items_.size()});
   }
 }
 
-Watch::Place Watch::place(PyObject* tensor, Hint* hint) const {
+void Watch::add_items(PyObject* state, nb::handle moments, nb::handle make_handle) {
+  PyObject *key, *value;
+  for (Py_ssize_t at = 0; PyDict_Next(state, &at, &key, &value);) {
+    Item item{nb::borrow(key), {}, 0, {}, {nullptr, release_}};
+    int column = moments_column;
+    for (nb::handle name : moments) {
+      if (item.key.equal(name)) {
+        item.moment = nb::borrow(value);
+        item.column = column;
+        item.place = place(value);
+        if (make_handle) {
+          const nb::object handle = make_handle(item.moment);
+          item.handle.reset(PyCapsule_GetPointer(handle.ptr(), nullptr));
+        }
+      }
+      ++column;
+    }
+    if (item.key.equal(step_)) item.column = step_column;
+    items_.push_back(std::move(item));
+  }
+}
+
+Watch::Place Watch::place(PyObject* tensor) const {
   nb::dlpack::dltensor found{};
   if (tensor_from_object_(tensor, &found) != 0) {
     PyErr_Clear();  // it has no memory of its own, or none that DLPack can tell of
-    return {0, -1, 0};
+    return {0, -1, 0, nullptr};
   }
-  if (hint) *hint = {tensor, found.shape};
   const auto address = reinterpret_cast<std::intptr_t>(found.data) + found.byte_offset;
-  return {static_cast<std::int64_t>(address), kind_of(found), layout_of(found)};
-}
-
-PyObject* Watch::item(Py_ssize_t i, nb::handle key) const {
-  PyObject* found = PyDict_GetItemWithError(PyList_GET_ITEM(states_.ptr(), i), key.ptr());
-  if (!found && PyErr_Occurred()) throw nb::python_error();
-  return found;
+  return {static_cast<std::int64_t>(address), kind_of(found), layout_of(found), found.shape};
 }
 
 // torch's lazily conjugated tensors are complex, and its lazily negated ones imaginary parts of
@@ -86,53 +105,75 @@ bool Watch::suspicious(const Place& gradient) const {
   return (gradient.kind >> 16 & 0xff) == complex_code || (gradient.address & bytes) != 0;
 }
 
+bool Watch::stays(const Item& item, PyObject* value) const {
+  if (value != item.moment.ptr()) return false;
+  if (!item.handle) return place(value) == item.place;
+  void* address = nullptr;
+  return data_pointer_(item.handle.get(), &address) == 0 &&
+         reinterpret_cast<std::intptr_t>(address) == item.place.address;
+}
+
+// The count in a parameter's state (borrowed), null if that state is not what it was. Reads the
+// dictionary in its order, which is faster than looking the keys up.
+PyObject* Watch::step_of(std::size_t i) const {
+  const Item* item = items_.data() + (i ? parameters_[i - 1].items_end : 0);
+  const Item* const end = items_.data() + parameters_[i].items_end;
+  PyObject *count = nullptr, *key, *value;
+  for (Py_ssize_t at = 0; PyDict_Next(parameters_[i].state.ptr(), &at, &key, &value); ++item) {
+    if (item == end || key != item->key.ptr()) return nullptr;
+    if (item->column == step_column) count = value;
+    if (item->moment && !stays(*item, value)) return nullptr;
+  }
+  return item == end ? count : nullptr;
+}
+
 // After a step over more memory than the caches hold, what a look reads of each tensor is in memory
 // again, in some dozens of places one behind the other; fetching them ahead halves the look.
 void Watch::fetch(std::size_t i) const {
-  if (i >= params_.size()) return;
-  const std::size_t each = 1 + moments_.size();
-  for (std::size_t k = i * each; k < (i + 1) * each; ++k) {
-    const Hint& hint = hints_[k];
-    if (!hint.object) continue;
-    __builtin_prefetch(hint.object);
-    // Of the framework's own tensor, whose shape and strides lie within it.
+  if (i >= parameters_.size()) return;
+  const auto fetch_tensor = [](const Place& place) {
+    // Shape and strides lie within the framework's own tensor; the lines are never followed.
     for (int line = -2; line <= 1; ++line)
-      __builtin_prefetch(static_cast<const char*>(hint.shape) + 64 * line);
-  }
-  __builtin_prefetch(PyList_GET_ITEM(states_.ptr(), i));
+      __builtin_prefetch(static_cast<const char*>(place.shape) + 64 * line);
+  };
+  const Parameter& parameter = parameters_[i];
+  __builtin_prefetch(parameter.tensor.ptr());
+  __builtin_prefetch(parameter.state.ptr());
+  fetch_tensor(parameter.place);
+  for (std::size_t k = i ? parameters_[i - 1].items_end : 0; k < parameter.items_end; ++k)
+    if (items_[k].moment) fetch_tensor(items_[k].place);
 }
 
 void Watch::fill(Matrix<std::int64_t, 8> rows) const {
-  const std::size_t each = 1 + moments_.size();
-  for (std::size_t i = 0; i < params_.size(); ++i) {
-    const Place* place = &places_[i * each];
-    rows(i, address_column) = place[0].address;
-    for (std::size_t k = 1; k < each; ++k) rows(i, moments_column + k - 1) = place[k].address;
+  std::size_t k = 0;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    rows(i, address_column) = parameters_[i].place.address;
+    for (; k < parameters_[i].items_end; ++k)
+      if (items_[k].moment) rows(i, items_[k].column) = items_[k].place.address;
   }
 }
 
 int Watch::look(Matrix<std::int64_t, 8> rows, nb::ndarray<std::int64_t, nb::ndim<1>> steps) {
-  if (rows.shape(0) != params_.size() || steps.shape(0) != params_.size())
+  if (rows.shape(0) != parameters_.size() || steps.shape(0) != parameters_.size())
     throw nb::value_error("a row and a step are needed for each parameter");
   int answer = 0;
   which_.clear();
-  const Place* expected = places_.data();
-  constexpr std::size_t ahead = 8;
+  PyObject* last_count = nullptr;  // neighbours mostly share it
+  std::int64_t step = 0;
+  constexpr std::size_t ahead = 16;
   for (std::size_t i = 0; i < ahead; ++i) fetch(i);
-  for (std::size_t i = 0; i < params_.size(); ++i) {
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
     fetch(i + ahead);
-    PyObject* param = PyList_GET_ITEM(params_.ptr(), i);
-    const Place& own = *expected++;
-    if (!(place(param) == own)) return moved;
-    for (nb::handle key : moments_) {
-      PyObject* moment = item(i, key);
-      if (!((moment ? place(moment) : Place{}) == *expected++)) return moved;
+    PyObject* param = parameters_[i].tensor.ptr();
+    const Place& own = parameters_[i].place;
+    PyObject* count = step_of(i);
+    if (!count || !(place(param) == own)) return moved;
+    if (count != last_count) {
+      if (!PyLong_CheckExact(count)) return moved;
+      step = PyLong_AsLongLong(count);
+      if (step < 0) return PyErr_Clear(), moved;
+      last_count = count;
     }
-    PyObject* count = item(i, step_);
-    if (!count || !PyLong_CheckExact(count)) return moved;
-    const std::int64_t step = PyLong_AsLongLong(count);
-    if (step < 0) return PyErr_Clear(), moved;
-
     nb::object grad = nb::steal(PyObject_GetAttr(param, grad_.ptr()));
     if (!grad.is_valid()) throw nb::python_error();
     const Place there = grad.is_none() ? Place{} : place(grad.ptr());
@@ -151,10 +192,10 @@ int Watch::look(Matrix<std::int64_t, 8> rows, nb::ndarray<std::int64_t, nb::ndim
 
 void Watch::advance(nb::ndarray<const std::int64_t, nb::ndim<1>> steps) const {
   nb::object next;  // shared by neighbours with the same count
-  for (std::size_t i = 0; i < states_.size(); ++i) {
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (steps(i) < 0) continue;
     if (!next.is_valid() || steps(i) != steps(i - 1)) next = nb::int_(steps(i) + 1);
-    if (PyDict_SetItem(PyList_GET_ITEM(states_.ptr(), i), step_.ptr(), next.ptr()))
+    if (PyDict_SetItem(parameters_[i].state.ptr(), step_.ptr(), next.ptr()))
       throw nb::python_error();
   }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -161,6 +162,24 @@ def test_row_20_amsgrad_keeps_its_maximum_by_group() -> None:
     optimizer.param_groups[1]["amsgrad"] = True  # switched on on the way
     optimizer.step()
     assert "max_exp_avg_sq" in optimizer.state[params[1]]
+
+
+def test_row_20_amsgrad_switched_off_leaves_the_maximum_alone() -> None:
+    p, q = (nn.Parameter(torch.ones(1)) for _ in range(2))
+    one, other = Adam([p], amsgrad=True), Adam([q])
+    grads([p], 10.0)
+    one.step()
+    largest = one.state[p]["max_exp_avg_sq"].clone()
+    one.param_groups[0]["amsgrad"] = False
+    q.data.copy_(p.data)
+    other.state[q] = deepcopy(one.state[p])
+    del other.state[q]["max_exp_avg_sq"]
+    for _ in range(2):
+        grads([p, q], 0.1)
+        one.step()
+        other.step()
+        assert torch.equal(p, q)
+        assert torch.equal(one.state[p]["max_exp_avg_sq"], largest)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
-"""The watch for torch before 2.10 does what the compiled one does."""
+"""The watches for older torch do what the one for the newest does."""
 
 from __future__ import annotations
+
+import gc
+import weakref
 
 import pytest
 import test_optimizer
@@ -8,13 +11,19 @@ import test_regressions
 import torch
 from torch import nn
 
-from adamas.torch import Adam, table
+from adamas import native
+from adamas.torch import Adam, watch
 from adamas.torch.watch import PythonWatch
 
 
-@pytest.fixture(autouse=True)
-def _python_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "watch", PythonWatch)
+@pytest.fixture(params=["no C shim", "no exchange API"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+    """Takes from torch what older ones lack."""
+    if request.param == "no C shim":
+        monkeypatch.setattr(watch, "_shim", lambda: None)
+        return native.Watch
+    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    return PythonWatch
 
 
 SAME = [
@@ -25,18 +34,36 @@ SAME = [
     test_regressions.test_row_1_empty_tensors_in_the_list,
     test_regressions.test_row_8_each_parameter_has_its_own_step,
     test_regressions.test_row_20_amsgrad_keeps_its_maximum_by_group,
+    test_regressions.test_row_20_amsgrad_switched_off_leaves_the_maximum_alone,
 ]
 
 
 @pytest.mark.parametrize("test", SAME, ids=lambda test: test.__name__)
-def test_as_with_the_compiled_watch(test: object) -> None:
+def test_as_with_the_newest(test: object, kind: type) -> None:
     test()  # type: ignore[operator]
 
 
-def test_it_is_the_python_watch_that_steps() -> None:
+def test_the_watch_that_steps(kind: type) -> None:
     p = nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)
     optimizer = Adam([p], lr=0.5)
     optimizer.step()
-    assert isinstance(optimizer._plan._table._watch, PythonWatch)
+    assert type(optimizer._plan._table._watch) is kind
     assert p.tolist() == [0.5, 0.5]
+
+
+def test_this_torch_has_the_shim() -> None:
+    """Which none of the tests above would miss."""
+    assert watch._shim() is not None
+    assert hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+
+
+def test_moments_are_given_back() -> None:
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = Adam([p])
+    optimizer.step()
+    moment = weakref.ref(optimizer.state[p]["exp_avg"])
+    del optimizer
+    gc.collect()
+    assert moment() is None

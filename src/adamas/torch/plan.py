@@ -15,7 +15,7 @@ from .. import native
 from ..hyper import Coefficients, Hyper
 from . import plain
 from .layout import COMPUTE, is_dense_on_cpu
-from .state import State, check_grad, check_param, check_state
+from .state import State, check_grad, check_param, check_state, moment_names, zero_states
 from .table import Table
 
 Groups = list[dict[str, Any]]  # torch's param_groups
@@ -54,6 +54,7 @@ class Plan:
         self._table = Table(
             [e.param for e in fast],
             [e.state for e in fast],
+            [moment_names(groups[e.group]["amsgrad"]) for e in fast],
             [self._sets.index(s) for s in sets],
             [e.name for e in fast],
         )
@@ -170,19 +171,24 @@ def _hyper(
 
 def _entries(groups: Groups, states: States) -> Iterator[Entry]:
     """Each parameter once that has a gradient or a state, with the state it needs."""
-    seen: set[int] = set()
+    found: dict[Tensor, tuple[str, int]] = {}
     for number, group in enumerate(groups):
         names = group.get("param_names")
         for i, param in enumerate(group["params"]):
-            if id(param) in seen or (param.grad is None and param not in states):
-                continue
-            seen.add(id(param))
-            name = names[i] if names else f"parameter {i} of group {number}"
-            check_param(param, name)
-            if param.grad is not None:
-                check_grad(param, param.grad, name)
-            state = check_state(param, states.get(param, {}), group["amsgrad"], name)
-            yield Entry(name, number, param, state)
+            if param not in found and (param.grad is not None or param in states):
+                found[param] = names[i] if names else f"parameter {i} of group {number}", number
+    new = [
+        (param, groups[number]["amsgrad"])
+        for param, (_, number) in found.items()
+        if not states.get(param) and is_dense_on_cpu(param)
+    ]
+    made = dict(zip((param for param, _ in new), zero_states(new), strict=True))
+    for param, (name, number) in found.items():
+        check_param(param, name)
+        if param.grad is not None:
+            check_grad(param, param.grad, name)
+        given = made[param] if param in made else states.get(param, {})
+        yield Entry(name, number, param, check_state(param, given, groups[number]["amsgrad"], name))
 
 
 def _options(groups: Groups) -> list[tuple[bool, bool]]:

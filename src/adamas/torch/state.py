@@ -35,6 +35,26 @@ def zero_moment(param: Tensor) -> Tensor:
     return torch.zeros_like(param, dtype=moment_type(param), requires_grad=False)
 
 
+def zero_states(params: list[tuple[Tensor, bool]]) -> list[State]:
+    """The states of dense parameters before the first step, with AMSGrad's moment or without.
+
+    All the tensors are made before their memory, so that they lie side by side: each step looks at
+    them, and a thousand of them strewn between their data take twice as long to look at.
+    """
+    states: list[State] = [
+        {"step": 0}
+        | {
+            key: torch.empty(0, dtype=moment_type(param), device=param.device)
+            for key in moment_names(amsgrad)
+        }
+        for param, amsgrad in params
+    ]
+    for (param, amsgrad), state in zip(params, states, strict=True):
+        for key in moment_names(amsgrad):
+            state[key].resize_(param.numel()).as_strided_(param.size(), param.stride()).zero_()
+    return states
+
+
 def check_param(param: Tensor, name: str) -> None:
     """Raises where a parameter is of a kind that has no Adam step."""
     if param.layout not in _LAYOUTS:

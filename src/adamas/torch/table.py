@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import native
 from .layout import COMPUTE, lies_like
-from .state import State, check_grad, moment_names
+from .state import State, check_grad
 from .watch import watch
 
 _WRITTEN = (native.PARAM, native.EXP_AVG, native.EXP_AVG_SQ, native.MAX_EXP_AVG_SQ)
@@ -21,6 +21,7 @@ class Table:
     Args:
         params: the parameters.
         states: their states, with moments that lie as they do.
+        moments: of each, the keys of the moments in its state.
         sets: of each, the number of its set: those of a set share coefficients at equal steps.
         names: of each, what errors call it.
 
@@ -33,10 +34,15 @@ class Table:
     """
 
     def __init__(
-        self, params: list[Tensor], states: list[State], sets: list[int], names: list[str]
+        self,
+        params: list[Tensor],
+        states: list[State],
+        moments: list[tuple[str, ...]],
+        sets: list[int],
+        names: list[str],
     ) -> None:
         self.params, self._names = params, names
-        self._watch = watch(params, states, moment_names(amsgrad=True))
+        self._watch = watch(params, states, moments)
         self.steps = np.zeros(len(params), np.int64)
         self.rows = np.zeros((len(params), native.COLUMNS), np.int64)
         self._watch.fill(self.rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import operator
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,22 +33,38 @@ class Watch(Protocol):
         """Sets the step counts to one more than ``steps``."""
 
 
-def watch(params: list[Tensor], states: list[State], moments: tuple[str, ...]) -> Watch:
+def watch(params: list[Tensor], states: list[State], moments: list[tuple[str, ...]]) -> Watch:
     """A watch over these parameters and, in their states, the tensors under these keys."""
     # torch offers DLPack's exchange API since 2.10.
     exchange_api: object | None = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if exchange_api is None:
         return PythonWatch(params, states, moments)
-    compiled: Watch = native.Watch(exchange_api, params, states, moments)
+    compiled: Watch = native.Watch(exchange_api, params, states, moments, _shim())
     return compiled
+
+
+@cache
+def _shim() -> tuple[object, int, int] | None:
+    """Torch's C shim for the compiled watch, None where torch does not have it."""
+    library = ctypes.CDLL(torch._C.__file__)
+    try:
+        make_handle: object = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor
+        functions = library.aoti_torch_get_data_ptr, library.aoti_torch_delete_tensor_object
+    except AttributeError:
+        return None
+    tells, frees = (ctypes.cast(function, ctypes.c_void_p).value for function in functions)
+    return (make_handle, tells, frees) if tells and frees else None
 
 
 class PythonWatch:
     """The compiled watch's equal, for torch before 2.10: some microseconds a parameter."""
 
-    def __init__(self, params: list[Tensor], states: list[State], moments: tuple[str, ...]) -> None:
-        self._params, self._states, self._moments = params, states, moments
-        self._places = [self._place_all(p, s) for p, s in zip(params, states, strict=True)]
+    def __init__(
+        self, params: list[Tensor], states: list[State], moments: list[tuple[str, ...]]
+    ) -> None:
+        self._params, self._states, self._names = params, states, moments
+        self._moments = [self._moments_of(i) for i in range(len(params))]
+        self._places = [self._place_all(i) for i in range(len(params))]
         self._which: list[int] = []
 
     def fill(self, rows: NDArray[np.int64]) -> None:
@@ -60,7 +79,8 @@ class PythonWatch:
         self._which = []
         for i, (param, state) in enumerate(zip(self._params, self._states, strict=True)):
             step = state.get("step")
-            if self._place_all(param, state) != self._places[i] or type(step) is not int:
+            same = all(map(operator.is_, self._moments_of(i), self._moments[i]))
+            if not same or self._place_all(i) != self._places[i] or type(step) is not int:
                 return native.MOVED
             grad = param.grad
             steps[i] = -1 if grad is None else step
@@ -87,8 +107,11 @@ class PythonWatch:
             if step >= 0:
                 state["step"] = step + 1
 
-    def _place_all(self, param: Tensor, state: State) -> list[Any]:
-        return [_place(param), *(_place(state.get(key)) for key in self._moments)]
+    def _moments_of(self, i: int) -> list[Tensor | None]:
+        return [self._states[i].get(key) for key in self._names[i]]
+
+    def _place_all(self, i: int) -> list[Any]:
+        return [_place(tensor) for tensor in (self._params[i], *self._moments_of(i))]
 
 
 def _place(tensor: Tensor | None) -> tuple[int, Any, Any]:
