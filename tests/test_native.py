@@ -16,6 +16,7 @@ import torch
 from cases import numbers
 
 from adamas import Adam, Hyper, native, reference
+from adamas.hyper import Coefficients
 
 HYPER = Hyper(lr=0.01)
 
@@ -78,7 +79,7 @@ def test_bad_settings_are_refused(settings: dict[str, object]) -> None:
 
 
 def test_no_rows() -> None:
-    native.step(np.zeros((0, native.COLUMNS), np.int64), np.zeros((0, 10)))
+    native.step(np.zeros((0, native.COLUMNS), np.int64), np.zeros((0, len(Coefficients._fields))))
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -40,7 +40,13 @@ def adam(
     Source: Kingma & Ba 2015 (arXiv 1412.6980), algorithm 1; Loshchilov & Hutter 2019
     (arXiv 1711.05101), algorithm 2; Reddi, Kale & Kumar 2018 (arXiv 1904.09237), algorithm 2.
     """
-    g = -grad if c.maximize else grad
+    g = grad
+    if c.unscale != 1:
+        g = g * c.unscale
+    if c.clip != 1:
+        g = g * c.clip
+    if c.maximize:
+        g = -g
     if c.l2:  # a term that is off is left out, not multiplied by zero: 0 * inf would be NaN
         g = g + c.l2 * p
     m = c.beta1 * m + c.one_minus_beta1 * g

@@ -25,6 +25,8 @@ class Coefficients(NamedTuple):
     decay: float  # lr * weight_decay where it is decoupled, else 0
     l2: float  # weight_decay where it is coupled, else 0
     maximize: float  # 1 or 0
+    unscale: float  # 1 / loss scale: the first that a gradient is multiplied with
+    clip: float  # the second: max_norm / norm where that is below 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Hyper:
         for name in ("amsgrad", "maximize", "decoupled_weight_decay"):
             object.__setattr__(self, name, bool(getattr(self, name)))
 
-    def coefficients(self, step: int, compute: str = "float32") -> Coefficients:
+    def coefficients(
+        self, step: int, compute: str = "float32", unscale: float = 1.0, clip: float = 1.0
+    ) -> Coefficients:
         """The coefficients of step ``t``, in float64 and then rounded once to the compute type.
 
         ``step_size = lr / (1 - beta1^t)``, ``denom_scale = 1 / sqrt(1 - beta2^t)``,
@@ -80,6 +84,8 @@ class Hyper:
         Args:
             step: the step's number ``t``, counted from 1.
             compute: "float32" or "float64".
+            unscale: 1 / the scale of the loss and so of the gradients.
+            clip: what the gradients, unscaled, are multiplied with to clip them.
 
         Raises:
             ValueError: the step is below 1, or a coefficient is too large for the compute type.
@@ -101,6 +107,8 @@ class Hyper:
             decay=self.lr * self.weight_decay if decoupled else 0.0,
             l2=0.0 if decoupled else self.weight_decay,
             maximize=float(self.maximize),
+            unscale=unscale,
+            clip=clip,
         )
         if compute == "float64":
             return exact

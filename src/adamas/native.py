@@ -59,6 +59,43 @@ def step(
     _core.step(rows, coefficients, threads or default_threads(), grain, _isa_index(isa))
 
 
+def square_sum(
+    rows: NDArray[np.int64],
+    scale: float = 1.0,
+    threads: int | None = None,
+    *,
+    grain: int = GRAIN,
+    isa: str | None = None,
+) -> tuple[float, float]:
+    """An estimate of the sum of the squares of a table's gradients, and how far off it can be.
+
+    Args:
+        rows: as ``step``'s; only gradients, sizes and dtypes are looked at.
+        scale: what each gradient is multiplied with first, in its own type.
+        threads: as ``step``'s, and the same of ``grain`` and ``isa``: they may show in the
+            estimate, but not beyond its error.
+        grain: elements that a thread takes at a time.
+        isa: one of ``isas()``.
+
+    Returns:
+        The sum in float64, not finite if a gradient is not, and the error's bound.
+    """
+    workers = threads or default_threads()
+    return _core.square_sum(rows, scale, workers, grain, _isa_index(isa))
+
+
+def exact_square_sum(
+    rows: NDArray[np.int64], scale: float = 1.0, threads: int | None = None, *, grain: int = GRAIN
+) -> NDArray[np.int64]:
+    """That sum, exact, of finite gradients, whose squares are rounded to float64.
+
+    Returns:
+        Digits: the sum of ``digits[k] * 2**(32 * k - 1074)``. Those of two tables may be added.
+    """
+    digits = _core.exact_square_sum(rows, scale, threads or default_threads(), grain)
+    return np.array(digits, np.int64)
+
+
 def isas() -> list[str]:
     """The instruction sets that the core has code for and this processor runs, the best first."""
     return list(_core.isas())

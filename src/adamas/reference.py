@@ -26,7 +26,12 @@ def initial_state(param: np.ndarray, hyper: Hyper) -> State:
 
 
 def step(
-    param: np.ndarray, grad: np.ndarray, state: State, hyper: Hyper
+    param: np.ndarray,
+    grad: np.ndarray,
+    state: State,
+    hyper: Hyper,
+    unscale: float = 1.0,
+    clip: float = 1.0,
 ) -> tuple[np.ndarray, State]:
     """One step of Adam on one array of any shape.
 
@@ -35,13 +40,15 @@ def step(
         grad: its gradient, of the same shape.
         state: ``initial_state(...)`` or what the step before returned.
         hyper: the hyperparameters.
+        unscale: 1 / the scale of the gradient.
+        clip: what the unscaled gradient is multiplied with; ``norm.clip_factor``.
 
     Returns:
         The parameter and the state after the step; the arguments stay as they are.
     """
     compute = compute_type(param.dtype)
     t = state["step"] + 1
-    c = hyper.coefficients(t, compute)
+    c = hyper.coefficients(t, compute, unscale, clip)
     names = [name for name in state if name != "step"]
     # flat: before 2.0, NumPy computes with 0-dimensional arrays in float64
     flat = [a.reshape(-1).astype(compute) for a in (param, grad, *(state[name] for name in names))]

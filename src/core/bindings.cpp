@@ -1,5 +1,6 @@
 // The core as a Python module; adamas.native is its face.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "isa.hpp"
+#include "norm.hpp"
 #include "step.hpp"
 #include "watch.hpp"
 
@@ -20,20 +22,45 @@ static std::vector<std::string> isa_names() {
   return names;
 }
 
-static void step(Matrix<const std::int64_t, 8> table,
-                 Matrix<const double, adamas::coefficient_count> coefficients, int threads,
-                 std::int64_t grain, std::size_t isa) {
+// The rows of a table, checked as far as one can without following their addresses.
+static const adamas::Row* rows_of(Matrix<const std::int64_t, 8> table, std::int64_t sets,
+                                  int threads, std::int64_t grain, std::size_t isa) {
   if (threads < 1 || grain < 1 || isa >= adamas::isas().size())
     throw nb::value_error("threads and grain must be at least 1, and isa an index of isas()");
   const auto* rows = reinterpret_cast<const adamas::Row*>(table.data());
-  const auto count = static_cast<std::int64_t>(table.shape(0));
-  const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
-  for (const adamas::Row* row = rows; row != rows + count; ++row)
+  for (const adamas::Row* row = rows; row != rows + table.shape(0); ++row)
     if (row->size < 0 || row->coefficients < 0 || row->coefficients >= sets ||
         (row->dtype != adamas::float32 && row->dtype != adamas::float64))
       throw nb::value_error("a row has a negative size, or names no coefficients or no dtype");
+  return rows;
+}
+
+static void step(Matrix<const std::int64_t, 8> table,
+                 Matrix<const double, adamas::coefficient_count> coefficients, int threads,
+                 std::int64_t grain, std::size_t isa) {
+  const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
+  const adamas::Row* rows = rows_of(table, sets, threads, grain, isa);
   const nb::gil_scoped_release release;
-  adamas::step(rows, count, coefficients.data(), adamas::isas()[isa].kernel, threads, grain);
+  adamas::step(rows, table.shape(0), coefficients.data(), adamas::isas()[isa].kernel, threads,
+               grain);
+}
+
+static std::pair<double, double> square_sum(Matrix<const std::int64_t, 8> table, double scale,
+                                            int threads, std::int64_t grain, std::size_t isa) {
+  const adamas::Row* rows = rows_of(table, INT64_MAX, threads, grain, isa);
+  const nb::gil_scoped_release release;
+  const adamas::Estimate estimate = adamas::square_sum(
+      rows, table.shape(0), scale, adamas::isas()[isa].square_sum, threads, grain);
+  return {estimate.value, estimate.error};
+}
+
+static std::vector<std::int64_t> exact_square_sum(Matrix<const std::int64_t, 8> table, double scale,
+                                                  int threads, std::int64_t grain) {
+  const adamas::Row* rows = rows_of(table, INT64_MAX, threads, grain, 0);
+  const nb::gil_scoped_release release;
+  const adamas::Digits digits =
+      adamas::exact_square_sum(rows, table.shape(0), scale, threads, grain);
+  return {digits.begin(), digits.end()};
 }
 
 // Whether two lists hold the same objects; == would compare tensors element by element.
@@ -49,6 +76,10 @@ NB_MODULE(_core, module) {
   module.def("isas", isa_names);
   module.def("step", step, nb::arg("rows"), nb::arg("coefficients"), nb::arg("threads"),
              nb::arg("grain"), nb::arg("isa"));
+  module.def("square_sum", square_sum, nb::arg("rows"), nb::arg("scale"), nb::arg("threads"),
+             nb::arg("grain"), nb::arg("isa"));
+  module.def("exact_square_sum", exact_square_sum, nb::arg("rows"), nb::arg("scale"),
+             nb::arg("threads"), nb::arg("grain"));
   module.def("identical", identical, nb::arg("one"), nb::arg("other"));
   nb::class_<Watch>(module, "Watch")
       .def(nb::init<nb::capsule, nb::list, nb::list, nb::list, nb::object>(),

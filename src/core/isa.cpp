@@ -2,16 +2,16 @@
 
 namespace adamas {
 
-namespace baseline {
-void kernel(const Row&, const double*, std::int64_t, std::int64_t);
-}
+#define ADAMAS_KERNELS(isa)                                                          \
+  namespace isa {                                                                    \
+  void kernel(const Row&, const double*, std::int64_t begin, std::int64_t end);      \
+  double square_sum(const Row&, double scale, std::int64_t begin, std::int64_t end); \
+  }
+
+ADAMAS_KERNELS(baseline)
 #ifdef ADAMAS_X86_64
-namespace x86_64_v3 {
-void kernel(const Row&, const double*, std::int64_t, std::int64_t);
-}
-namespace x86_64_v4 {
-void kernel(const Row&, const double*, std::int64_t, std::int64_t);
-}
+ADAMAS_KERNELS(x86_64_v3)
+ADAMAS_KERNELS(x86_64_v4)
 
 // The extensions that tell processors of x86-64-v3 and -v4 from others; the rest of each level
 // comes with them.
@@ -31,10 +31,10 @@ static std::vector<Isa> detect() {
   std::vector<Isa> found;
 #ifdef ADAMAS_X86_64
   __builtin_cpu_init();
-  if (has_v4()) found.push_back({"x86-64-v4", x86_64_v4::kernel});
-  if (has_v3()) found.push_back({"x86-64-v3", x86_64_v3::kernel});
+  if (has_v4()) found.push_back({"x86-64-v4", x86_64_v4::kernel, x86_64_v4::square_sum});
+  if (has_v3()) found.push_back({"x86-64-v3", x86_64_v3::kernel, x86_64_v3::square_sum});
 #endif
-  found.push_back({"baseline", baseline::kernel});
+  found.push_back({"baseline", baseline::kernel, baseline::square_sum});
   return found;
 }
 

@@ -10,6 +10,7 @@ namespace adamas {
 struct Isa {
   const char* name;
   Kernel kernel;
+  SquareSum square_sum;
 };
 
 // What this processor can run, the best first; the last is the baseline of its architecture.

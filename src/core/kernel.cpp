@@ -11,8 +11,9 @@ void loop(const Row& row, const double* coefficients, std::int64_t begin, std::i
   static_assert(sizeof(Coefficients<double>) == coefficient_count * sizeof(double),
                 "as wide as the table");
   const double* from = coefficients;
-  const Coefficients<T> c = {T(from[0]), T(from[1]), T(from[2]), T(from[3]), T(from[4]),
-                             T(from[5]), T(from[6]), T(from[7]), T(from[8]), T(from[9])};
+  const Coefficients<T> c = {T(from[0]), T(from[1]), T(from[2]),  T(from[3]),
+                             T(from[4]), T(from[5]), T(from[6]),  T(from[7]),
+                             T(from[8]), T(from[9]), T(from[10]), T(from[11])};
   T* __restrict p = static_cast<T*>(row.param);
   const T* __restrict g = static_cast<const T*>(row.grad);
   T* __restrict m = static_cast<T*>(row.exp_avg);
@@ -32,9 +33,42 @@ void dispatch(const Row& row, const double* coefficients, std::int64_t begin, st
     loop<T, false>(row, coefficients, begin, end);
 }
 
+// Lanes of their own keep the order of the additions while the compiler vectorises them. Blocks
+// keep the sums short: a result is off by some ten roundings of each, not by one an element.
+template <class T>
+double sum_squares(const Row& row, double scale, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t lanes = 32, block = square_sum_block;
+  const T* g = static_cast<const T*>(row.grad);
+  const T factor = static_cast<T>(scale);
+  double total = 0;
+  for (; begin < end; begin += block) {
+    const std::int64_t stop = end - begin < block ? end : begin + block;
+    double sums[lanes] = {};
+    std::int64_t i = begin;
+    for (; i + lanes <= stop; i += lanes)
+      for (std::int64_t lane = 0; lane < lanes; ++lane) {
+        const double x = g[i + lane] * factor;
+        sums[lane] += x * x;
+      }
+    for (; i < stop; ++i) {
+      const double x = g[i] * factor;
+      sums[(i - begin) % lanes] += x * x;
+    }
+    for (std::int64_t half = lanes / 2; half; half /= 2)
+      for (std::int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+    total += sums[0];
+  }
+  return total;
+}
+
 }  // namespace
 
 namespace ADAMAS_ISA {
+
+double square_sum(const Row& row, double scale, std::int64_t begin, std::int64_t end) {
+  return row.dtype == float64 ? sum_squares<double>(row, scale, begin, end)
+                              : sum_squares<float>(row, scale, begin, end);
+}
 
 void kernel(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
   if (row.dtype == float64)

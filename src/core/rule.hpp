@@ -12,7 +12,7 @@ namespace {
 template <class T>
 struct Coefficients {
   T beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, denom_scale, eps, decay, l2,
-      maximize;
+      maximize, unscale, clip;
 };
 
 inline float sqrt(float x) { return __builtin_sqrtf(x); }
@@ -25,7 +25,8 @@ inline T maximum(T a, T b) {  // keeps NaN, as numpy.maximum does
 
 template <bool amsgrad, class T>
 inline void adam(T& p, T grad, T& m, T& v, T& v_max, const Coefficients<T>& c) {
-  T g = c.maximize != 0 ? -grad : grad;
+  T g = grad * c.unscale * c.clip;
+  g = c.maximize != 0 ? -g : g;
   g = c.l2 != 0 ? g + c.l2 * p : g;
   m = c.beta1 * m + c.one_minus_beta1 * g;
   v = c.beta2 * v + c.one_minus_beta2 * (g * g);

@@ -20,10 +20,16 @@ struct Row {
 };
 static_assert(sizeof(Row) == 64, "a row is eight int64");
 
-constexpr int coefficient_count = 10;  // columns of the coefficient table, float64
+constexpr int coefficient_count = 12;  // columns of the coefficient table, float64
 
 // Steps elements [begin, end) of a row.
 using Kernel = void (*)(const Row& row, const double* coefficients, std::int64_t begin,
                         std::int64_t end);
+
+constexpr std::int64_t square_sum_block = 2048;  // elements that are summed at a time
+
+// The sum of the squares of `scale` times elements [begin, end) of a row's gradient, in float64 and
+// by blocks: no element goes through more than 80 additions, and one more for each block.
+using SquareSum = double (*)(const Row& row, double scale, std::int64_t begin, std::int64_t end);
 
 }  // namespace adamas

@@ -19,8 +19,8 @@ using namespace adamas;
 
 namespace {
 
-const double some_coefficients[coefficient_count] = {0.9,  0.1,  0.999, 1e-3, 0.01,
-                                                     31.6, 1e-8, 1e-4,  0,    0};
+const double some_coefficients[coefficient_count] = {0.9,  0.1,  0.999, 1e-3, 0.01, 31.6,
+                                                     1e-8, 1e-4, 0,     0,    1,    1};
 
 // Parameters and moments of several tensors of one type, with gradients.
 struct Tensors {

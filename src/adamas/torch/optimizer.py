@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as _torch
 
+from ..norm import clip_factor
 from .checkpoint import pack, unpack
 from .plan import Plan, hyper_of
 
@@ -38,6 +40,17 @@ class Adam(Optimizer):
         differentiable: let autograd record the step, in plain torch operations.
         fused: accepted and ignored: a step is always fused.
         decoupled_weight_decay: AdamW's decay.
+        max_grad_norm: clip the gradients of all groups together to this norm, above 0, with the
+            bits of multiplying them by ``adamas.norm.clip_factor`` before; ``float("inf")`` only
+            measures. The gradients themselves stay as they are.
+        skip_nonfinite: leave everything as it is, step counts too, where an element of any
+            gradient is infinite or NaN.
+
+    Attributes:
+        last_grad_norm: the global norm of the last step's gradients, unscaled and before clipping,
+            with ``max_grad_norm`` or ``skip_nonfinite``; None before the first step.
+        skipped_steps: how many steps were skipped, by ``skip_nonfinite`` or by a gradient scaler,
+            whose scaled gradients the step takes as they are (``torch.amp.GradScaler``).
 
     Raises:
         ValueError: a hyperparameter is out of range, there are no parameters, or one of them can
@@ -45,6 +58,12 @@ class Adam(Optimizer):
 
     Source: Kingma & Ba 2015, arXiv 1412.6980; torch.optim.Adam's documentation.
     """
+
+    _step_supports_amp_scaling = True
+    max_grad_norm: float | None
+    skip_nonfinite: bool
+    last_grad_norm: float | None
+    skipped_steps: int
 
     def __init__(
         self,
@@ -61,7 +80,15 @@ class Adam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(
+                f"max_grad_norm must be above 0, or None for no clipping, got {max_grad_norm!r}"
+            )
+        self.max_grad_norm, self.skip_nonfinite = max_grad_norm, bool(skip_nonfinite)
+        self.skipped_steps, self.last_grad_norm = 0, None
         self._plan: Plan | None = None
         defaults = {
             "lr": lr,
@@ -139,11 +166,32 @@ class Adam(Optimizer):
         params = [param for group in groups for param in group["params"]]
         with torch.no_grad():
             plan = self._plan
-            if not (plan and plan.holds(groups, params, self.state) and plan.step(groups)):
+            if not (plan and plan.holds(groups, params, self.state) and plan.look(groups)):
                 plan = self._plan = Plan(groups, params, self.state)
-                if not plan.step(groups):
+                if not plan.look(groups):
                     raise RuntimeError("a parameter or its state was moved while it was stepped")
+            factors = self._factors(plan)
+            if factors:
+                plan.step(groups, *factors)
+            else:
+                self.skipped_steps += 1
         return loss
+
+    def _factors(self, plan: Plan) -> tuple[float, float] | None:
+        """What unscales and what clips the gradients of a step, None if it is to be skipped."""
+        # A gradient scaler sets these two for the time of a step.
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is not None and found_inf.item():
+            return None
+        # As torch.amp.GradScaler.unscale_ takes the reciprocal.
+        unscale = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().item()
+        if self.max_grad_norm is None and not self.skip_nonfinite:
+            return unscale, 1.0
+        norm = math.sqrt(plan.squared_norm(unscale))
+        if self.skip_nonfinite and not math.isfinite(norm) and not plan.finite(unscale):
+            return None
+        self.last_grad_norm = norm
+        return unscale, 1.0 if self.max_grad_norm is None else clip_factor(norm, self.max_grad_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """The states and groups in the form of ``torch.optim.Adam``'s, which loads them.
@@ -190,10 +238,15 @@ class Adam(Optimizer):
         hyper_of(completed)
         return completed
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep: torch.optim's, and the options beyond it."""
+        kept: dict[str, Any] = super().__getstate__()
+        return kept | {name: getattr(self, name) for name in _OWN}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled or copied optimizer; options that it lacks get their defaults."""
         self._plan = None
-        super().__setstate__(state)
+        super().__setstate__(_OWN | state)
         for group in self.param_groups:
             for option in ("amsgrad", "maximize", "capturable", "differentiable"):
                 group.setdefault(option, False)
@@ -225,6 +278,8 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -239,12 +294,22 @@ class AdamW(Adam):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
         )
 
     def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
         """As ``Adam.complete_group``; the decay stays decoupled, wherever the group is from."""
         return super().complete_group(group | {"decoupled_weight_decay": True})
 
+
+# Attributes beyond torch.optim's, and their values where a pickled optimizer lacks them.
+_OWN: dict[str, Any] = {
+    "max_grad_norm": None,
+    "skip_nonfinite": False,
+    "skipped_steps": 0,
+    "last_grad_norm": None,
+}
 
 _step_with_hooks = Optimizer.profile_hook_step(Adam._step)
 

@@ -14,7 +14,12 @@ from .state import State, moment_names
 
 
 def step(
-    param: Tensor, grad: Tensor, state: State, hyper: Hyper
+    param: Tensor,
+    grad: Tensor,
+    state: State,
+    hyper: Hyper,
+    unscale: float = 1.0,
+    clip: float = 1.0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One step of one parameter, computed but not yet stored.
 
@@ -25,9 +30,9 @@ def step(
         Pairs of a tensor and the value to store in it: the parameter, then its moments.
     """
     moments = [state[key] for key in moment_names(hyper.amsgrad)]
-    p, g, m, v, *maximum = (_real(tensor) for tensor in (param, grad, *moments))
+    p, g, m, v, *maximum = (real(tensor) for tensor in (param, grad, *moments))
     compute = "float64" if m.dtype == torch.float64 else "float32"
-    c = hyper.coefficients(state["step"] + 1, compute)
+    c = hyper.coefficients(state["step"] + 1, compute, unscale, clip)
     v_max = maximum[0] if maximum else None
     values = adam(p.to(m.dtype), g.to(m.dtype), m, v, v_max, c, sqrt, torch.maximum)
     for target, value in zip((param, *moments), values, strict=False):
@@ -51,6 +56,7 @@ def sqrt(x: Tensor) -> Tensor:
         return torch.from_numpy(np.sqrt(x.numpy()))
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real(tensor: Tensor) -> Tensor:
+    """A dense tensor of real numbers: pairs, where the tensor's are complex."""
     dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
     return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import native
 from ..hyper import Coefficients, Hyper
+from ..norm import rounded_digits, rounded_estimate
 from . import plain
 from .layout import COMPUTE, is_dense_on_cpu
 from .state import State, check_grad, check_param, check_state, moment_names, zero_states
@@ -64,6 +65,8 @@ class Plan:
         self._states = list(states.values())
         self._waiting = [param for param in params if param not in states]
         self._options = _options(groups)
+        self._even = True  # and the gradients of the plain ones: of the last look
+        self._grads: list[tuple[Entry, Tensor]] = []
 
     def holds(self, groups: Groups, params: list[Tensor], states: States) -> bool:
         """Whether the plan is still of these parameters and states."""
@@ -74,41 +77,77 @@ class Plan:
             and _options(groups) == self._options
         )
 
-    def step(self, groups: Groups) -> bool:
-        """Steps every parameter that has a gradient, or raises before touching any.
+    def look(self, groups: Groups) -> bool:
+        """Finds the gradients of the next step, or raises if one cannot be used.
 
         Returns:
-            False if a tensor has moved since the plan was made; then nothing was done.
+            False if a tensor has moved since the plan was made, which then is of no more use.
         """
-        hypers = [hyper_of(group) for group in groups]
         answer = self._table.look()
-        if answer & native.MOVED:
-            return False
-        pending = []
+        self._even = not answer & native.UNEVEN
+        self._grads = []
         for entry in self._plain:
-            grad = entry.param.grad
-            if grad is not None:
-                check_grad(entry.param, grad, entry.name)
+            if entry.param.grad is not None:
+                check_grad(entry.param, entry.param.grad, entry.name)
                 amsgrad = groups[entry.group]["amsgrad"]
                 if check_state(entry.param, entry.state, amsgrad, entry.name) is not entry.state:
                     return False
-                with torch.set_grad_enabled(_differentiable(groups, entry)):
-                    values = list(plain.step(entry.param, grad, entry.state, hypers[entry.group]))
-                pending.append((entry, values))
-        self._step_table(hypers, even=not answer & native.UNEVEN)
+                self._grads.append((entry, entry.param.grad))
+        return not answer & native.MOVED
+
+    def squared_norm(self, unscale: float) -> float:
+        """The sum of the squares of all gradients of the last look; see ``adamas.norm``."""
+        copies = [plain.real(grad).cpu().contiguous() for _, grad in self._grads]
+        copies = [c if c.dtype == torch.float64 else c.float() for c in copies]
+        rows = np.zeros((len(copies), native.COLUMNS), np.int64)
+        for row, copy in zip(rows, copies, strict=True):
+            row[native.GRAD], row[native.SIZE] = copy.data_ptr(), copy.numel()
+            row[native.DTYPE] = native.DTYPES[COMPUTE[copy.dtype]]
+        table = self._table
+        rows = np.concatenate([table.rows[table.steps >= 0], rows])
+        threads = torch.get_num_threads()
+        total = rounded_estimate(*native.square_sum(rows, unscale, threads))
+        if total is None:
+            total = rounded_digits(native.exact_square_sum(rows, unscale, threads))
+        return total
+
+    def finite(self, unscale: float) -> bool:
+        """Whether all gradients of the last look are, unscaled; their squares may not be."""
+        params = [*self._table.params, *(entry.param for entry, _ in self._grads)]
+        return all(
+            bool(torch.isfinite(param.grad * unscale).all())
+            for param in params
+            if param.grad is not None
+        )
+
+    def step(self, groups: Groups, unscale: float = 1.0, clip: float = 1.0) -> None:
+        """Steps every parameter that had a gradient at the last look, or raises and touches none.
+
+        Args:
+            groups: the parameter groups.
+            unscale: what the gradients are multiplied with first,
+            clip: and then.
+        """
+        hypers = [hyper_of(group) for group in groups]
+        pending = []
+        for entry, grad in self._grads:
+            hyper = hypers[entry.group]
+            with torch.set_grad_enabled(_differentiable(groups, entry)):
+                pairs = plain.step(entry.param, grad, entry.state, hyper, unscale, clip)
+                pending.append((entry, list(pairs)))
+        self._step_table(hypers, unscale, clip)
         for entry, values in pending:
             with torch.set_grad_enabled(_differentiable(groups, entry)):
                 for target, value in values:
                     target.copy_(value)
             entry.state["step"] += 1
-        return True
 
-    def _step_table(self, hypers: list[Hyper], even: bool) -> None:
+    def _step_table(self, hypers: list[Hyper], unscale: float, clip: float) -> None:
         table = self._table
         params, rows, steps = table.params, table.rows, table.steps
         if not params:
             return
-        if even:
+        if self._even:
             kinds = [[number, int(steps[0])] for number in range(len(self._sets))]
         else:
             present = np.flatnonzero(steps >= 0)
@@ -117,7 +156,10 @@ class Plan:
             distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
             rows[:, native.COEFFICIENTS] = inverse.reshape(-1)
             kinds = distinct.tolist()
-        coefficients = [self._coefficients(hypers, number, step + 1) for number, step in kinds]
+        coefficients = []
+        for number, step in kinds:
+            group, compute = self._sets[number]
+            coefficients.append(hypers[group].coefficients(step + 1, compute, unscale, clip))
         table_of_them = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
         # The core writes behind autograd's back: a graph that saved a parameter must not use it.
         # This and the counting go first, while what they touch is still in the caches.
@@ -128,10 +170,6 @@ class Plan:
         except BaseException:
             table.take_back()
             raise
-
-    def _coefficients(self, hypers: list[Hyper], set_: int, step: int) -> Coefficients:
-        group, compute = self._sets[set_]
-        return hypers[group].coefficients(step, compute)
 
 
 def hyper_of(group: dict[str, Any]) -> Hyper:
