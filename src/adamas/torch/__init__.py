@@ -8,5 +8,6 @@ except ImportError as error:
     ) from error
 
 from .optimizer import Adam, AdamW
+from .release import step_in_backward
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["Adam", "AdamW", "step_in_backward"]

@@ -1,0 +1,123 @@
+"""Stepping during backward: the bits of ordinary steps, and no gradient left."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from adamas.torch import Adam, AdamW, step_in_backward
+
+
+class Branching(nn.Module):
+    """A network with a tied weight, one that is used now and then, and one that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.sometimes = nn.Linear(6, 6)
+        self.bf16 = nn.Parameter(torch.randn(6, dtype=torch.bfloat16))
+        self.frozen = nn.Parameter(torch.randn(6), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, other: bool) -> torch.Tensor:
+        x = torch.tanh(self.first(torch.tanh(self.first(x)))) * self.bf16 + self.frozen
+        return self.last(self.sometimes(x) if other else x)
+
+
+def run(rule: type[Adam], in_backward: bool, accumulate: int, **options: Any) -> dict[str, Any]:
+    model = Branching()
+    optimizer = rule(model.named_parameters(), lr=0.05, **options)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=12)
+    stepper = step_in_backward(optimizer, accumulate) if in_backward else None
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    for step in range(10):
+        if step == 6:
+            saved = optimizer.state_dict()
+            model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+            optimizer.load_state_dict(saved)
+        if step == 8 and stepper:
+            stepper.remove()
+        for part in range(accumulate):
+            torch.manual_seed(100 * step + part)
+            model(torch.randn(4, 6), other=(step + part) % 3 == 0).square().sum().backward()
+        if stepper and step < 8 and accumulate == 1:
+            assert all(p.grad is None for p in model.parameters())
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    assert len(calls) == 10
+    return model.state_dict() | {
+        f"{i}.{key}": torch.as_tensor(value)
+        for i, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("rule", "options"), [(Adam, {"amsgrad": True}), (AdamW, {"weight_decay": 0.1})]
+)
+def test_the_bits_of_ordinary_steps(
+    rule: type[Adam], options: dict[str, Any], accumulate: int
+) -> None:
+    expected = run(rule, False, accumulate, **options)
+    found = run(rule, True, accumulate, **options)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_gradient_is_freed_before_the_next_is_made() -> None:
+    layers = [nn.Linear(50, 50, bias=False) for _ in range(8)]
+    optimizer = Adam(nn.ModuleList(layers).parameters())
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def count(param: torch.Tensor) -> None:
+        nonlocal most
+        alive.append(weakref.ref(param.grad))
+        most = max(most, sum(grad() is not None for grad in alive))
+
+    for layer in layers:
+        layer.weight.register_post_accumulate_grad_hook(count)
+    step_in_backward(optimizer)
+    x = torch.randn(3, 50)
+    for layer in layers:
+        x = layer(x)
+    x.sum().backward()
+    gc.collect()
+    assert len(alive) == 8
+    assert most == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "accumulate", "message"),
+    [
+        ({"max_grad_norm": 1.0}, 1, "max_grad_norm=1.0 needs the gradients of all parameters"),
+        ({"skip_nonfinite": True}, 1, "skip_nonfinite=True needs the gradients"),
+        ({}, 0, "accumulate must be a whole number of at least 1, got 0"),
+        ({}, 1.5, "accumulate must be"),
+    ],
+)
+def test_what_cannot_be(options: dict[str, Any], accumulate: Any, message: str) -> None:
+    optimizer = Adam([nn.Parameter(torch.ones(1))], **options)
+    with pytest.raises(ValueError, match=message):
+        step_in_backward(optimizer, accumulate)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_model_and_optimizer_are_given_back() -> None:
+    """Torch would not find a cycle through a parameter's hooks."""
+    model = nn.Linear(2, 2)
+    optimizer = Adam(model.parameters())
+    step_in_backward(optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    weight = weakref.ref(model.weight)
+    del model, optimizer
+    gc.collect()
+    assert weight() is None
