@@ -82,9 +82,9 @@ NB_MODULE(_core, module) {
              nb::arg("threads"), nb::arg("grain"));
   module.def("identical", identical, nb::arg("one"), nb::arg("other"));
   nb::class_<Watch>(module, "Watch")
-      .def(nb::init<nb::capsule, nb::list, nb::list, nb::list, nb::object>(),
+      .def(nb::init<nb::capsule, nb::list, nb::list, nb::list, nb::object, nb::object>(),
            nb::arg("exchange_api"), nb::arg("params"), nb::arg("states"), nb::arg("moments"),
-           nb::arg("shim").none())
+           nb::arg("shim").none(), nb::arg("wrapper").none())
       .def("fill", &Watch::fill, nb::arg("rows"))
       .def("look", &Watch::look, nb::arg("rows"), nb::arg("steps"))
       .def("which", &Watch::which)

@@ -45,8 +45,8 @@ std::int64_t kind_of(const nb::dlpack::dltensor& tensor) {
 }  // namespace
 
 Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::list moments,
-             nb::object shim)
-    : exchange_api_(exchange_api) {
+             nb::object shim, nb::object wrapper)
+    : exchange_api_(exchange_api), wrapper_(wrapper) {
   const auto* api = static_cast<const ExchangeApi*>(exchange_api.data("dlpack_exchange_api"));
   if (!api || api->header.major != 1 || !api->tensor_from_object)
     throw nb::value_error("the framework's DLPack exchange API is not of version 1");
@@ -62,22 +62,27 @@ Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::lis
   for (std::size_t i = 0; i < params.size(); ++i) {
     nb::object param = params[i], state = states[i];
     add_items(state.ptr(), moments[i], make_handle);
-    parameters_.push_back({param, state, place(param.ptr()), items_.size()});
+    nb::object local = unwrap(param.ptr()), spec;
+    if (local) spec = param.attr(spec_);
+    const Place found = place((local ? local : param).ptr());
+    parameters_.push_back({param, state, local, spec, found, items_.size()});
   }
 }
 
 void Watch::add_items(PyObject* state, nb::handle moments, nb::handle make_handle) {
   PyObject *key, *value;
   for (Py_ssize_t at = 0; PyDict_Next(state, &at, &key, &value);) {
-    Item item{nb::borrow(key), {}, 0, {}, {nullptr, release_}};
+    Item item{nb::borrow(key), {}, {}, 0, {}, {nullptr, release_}};
     int column = moments_column;
     for (nb::handle name : moments) {
       if (item.key.equal(name)) {
         item.moment = nb::borrow(value);
         item.column = column;
-        item.place = place(value);
+        item.local = unwrap(value);
+        const nb::object tensor = item.local ? item.local : item.moment;
+        item.place = place(tensor.ptr());
         if (make_handle) {
-          const nb::object handle = make_handle(item.moment);
+          const nb::object handle = make_handle(tensor);
           item.handle.reset(PyCapsule_GetPointer(handle.ptr(), nullptr));
         }
       }
@@ -98,6 +103,25 @@ Watch::Place Watch::place(PyObject* tensor) const {
   return {static_cast<std::int64_t>(address), kind_of(found), layout_of(found), found.shape};
 }
 
+nb::object Watch::unwrap(PyObject* tensor) const {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != wrapper_.ptr()) return {};
+  return nb::handle(tensor).attr(local_);
+}
+
+bool Watch::moved_within(PyObject* tensor, const nb::object& local) const {
+  return local && !unwrap(tensor).is(local);
+}
+
+// A gradient that is wrapped otherwise than its parameter lies like no parameter.
+Watch::Place Watch::place_of_grad(const Parameter& parameter, PyObject* grad) const {
+  if (!parameter.local) return place(grad);
+  const nb::object local = unwrap(grad);
+  if (!local) return {0, -1, 0, nullptr};
+  const nb::object spec = nb::handle(grad).attr(spec_);
+  if (!spec.is(parameter.spec) && !spec.equal(parameter.spec)) return {0, -1, 0, nullptr};
+  return place(local.ptr());
+}
+
 // torch's lazily conjugated tensors are complex, and its lazily negated ones imaginary parts of
 // complex tensors, at odd multiples of their element size; DLPack does not tell of either.
 bool Watch::suspicious(const Place& gradient) const {
@@ -106,8 +130,8 @@ bool Watch::suspicious(const Place& gradient) const {
 }
 
 bool Watch::stays(const Item& item, PyObject* value) const {
-  if (value != item.moment.ptr()) return false;
-  if (!item.handle) return place(value) == item.place;
+  if (value != item.moment.ptr() || moved_within(value, item.local)) return false;
+  if (!item.handle) return place((item.local ? item.local : item.moment).ptr()) == item.place;
   void* address = nullptr;
   return data_pointer_(item.handle.get(), &address) == 0 &&
          reinterpret_cast<std::intptr_t>(address) == item.place.address;
@@ -164,10 +188,12 @@ int Watch::look(Matrix<std::int64_t, 8> rows, nb::ndarray<std::int64_t, nb::ndim
   for (std::size_t i = 0; i < ahead; ++i) fetch(i);
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     fetch(i + ahead);
-    PyObject* param = parameters_[i].tensor.ptr();
-    const Place& own = parameters_[i].place;
+    const Parameter& parameter = parameters_[i];
+    PyObject* param = parameter.tensor.ptr();
+    const Place& own = parameter.place;
     PyObject* count = step_of(i);
-    if (!count || !(place(param) == own)) return moved;
+    if (!count || moved_within(param, parameter.local)) return moved;
+    if (!(place((parameter.local ? parameter.local : parameter.tensor).ptr()) == own)) return moved;
     if (count != last_count) {
       if (!PyLong_CheckExact(count)) return moved;
       step = PyLong_AsLongLong(count);
@@ -176,7 +202,7 @@ int Watch::look(Matrix<std::int64_t, 8> rows, nb::ndarray<std::int64_t, nb::ndim
     }
     nb::object grad = nb::steal(PyObject_GetAttr(param, grad_.ptr()));
     if (!grad.is_valid()) throw nb::python_error();
-    const Place there = grad.is_none() ? Place{} : place(grad.ptr());
+    const Place there = grad.is_none() ? Place{} : place_of_grad(parameter, grad.ptr());
     steps(i) = grad.is_none() ? -1 : step;
     if (grad.is_none() || steps(i) != steps(0)) answer |= uneven;
     if (rows(i, grad_column) != there.address) answer |= changed;

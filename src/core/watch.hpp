@@ -26,9 +26,10 @@ class Watch {
   // `states` are dictionaries with an int as `step`, and `moments` the keys of the tensors in each
   // that a step writes, in the order of a row's columns. `shim` is None or the C shim: what makes a
   // handle of a tensor, and the addresses of what tells where a handle's tensor lies and of what
-  // gives a handle back.
+  // gives a handle back. `wrapper` is None or the class of tensors that are wrappers: what counts
+  // of one is its `_local_tensor`, and a gradient must have its parameter's `_spec`.
   Watch(nanobind::capsule exchange_api, nanobind::list params, nanobind::list states,
-        nanobind::list moments, nanobind::object shim);
+        nanobind::list moments, nanobind::object shim, nanobind::object wrapper);
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
@@ -58,18 +59,21 @@ class Watch {
   using Handle = std::unique_ptr<void, int (*)(void*)>;
   // A key of a state dictionary and, if it is a moment's, what was under it.
   struct Item {
-    nanobind::object key, moment;
-    int column;  // of a row, for the moment's address
+    nanobind::object key, moment, local;  // the last is what a wrapper holds, else null
+    int column;                           // of a row, for the moment's address
     Place place;
     Handle handle;  // holds the moment's memory; null without a shim
   };
   struct Parameter {
-    nanobind::object tensor, state;
+    nanobind::object tensor, state, local, spec;  // the last two null but for a wrapper
     Place place;
     std::size_t items_end;  // of its own; they begin where the previous parameter's end
   };
 
   Place place(PyObject* tensor) const;
+  nanobind::object unwrap(PyObject* tensor) const;  // null if it is no wrapper
+  bool moved_within(PyObject* tensor, const nanobind::object& local) const;
+  Place place_of_grad(const Parameter& parameter, PyObject* grad) const;
   void add_items(PyObject* state, nanobind::handle moments, nanobind::handle make_handle);
   bool stays(const Item& item, PyObject* value) const;
   PyObject* step_of(std::size_t i) const;
@@ -80,7 +84,8 @@ class Watch {
   int (*tensor_from_object_)(void* object, nanobind::dlpack::dltensor* out);
   int (*data_pointer_)(void* handle, void** address) = nullptr;
   int (*release_)(void* handle) = nullptr;
-  nanobind::str grad_{"grad"}, step_{"step"};
+  nanobind::object wrapper_;
+  nanobind::str grad_{"grad"}, step_{"step"}, local_{"_local_tensor"}, spec_{"_spec"};
   std::vector<Parameter> parameters_;
   std::vector<Item> items_;  // of all states, each in its dictionary's order
   std::vector<std::int64_t> which_;

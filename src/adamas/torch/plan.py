@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .. import native
 from ..hyper import Coefficients, Hyper
-from ..norm import rounded_digits, rounded_estimate
 from . import plain
+from .gradnorm import Part, rows_of, squared_norm
 from .layout import COMPUTE, is_dense_on_cpu
+from .sharding import local, local_like, shards_of
 from .state import State, check_grad, check_param, check_state, moment_names, zero_states
 from .table import Table
 
@@ -47,7 +48,9 @@ class Plan:
 
     def __init__(self, groups: Groups, params: list[Tensor], states: States) -> None:
         entries = list(_entries(groups, states))
-        takes = [is_dense_on_cpu(e.param) and not _differentiable(groups, e) for e in entries]
+        takes = [
+            is_dense_on_cpu(local(e.param)) and not _differentiable(groups, e) for e in entries
+        ]
         fast = list(compress(entries, takes))
         self._plain = list(compress(entries, (not taken for taken in takes)))
         sets = [(e.group, COMPUTE[e.param.dtype]) for e in fast]
@@ -59,6 +62,9 @@ class Plan:
             [self._sets.index(s) for s in sets],
             [e.name for e in fast],
         )
+        shards = [shards_of(e.param) for e in (*fast, *self._plain)]
+        self._shards = list(dict.fromkeys(shards))
+        self._part_of = np.array([self._shards.index(s) for s in shards], np.int64)
         for entry in entries:  # from here on nothing fails
             states[entry.param] = entry.state
         self._params = params
@@ -67,6 +73,7 @@ class Plan:
         self._options = _options(groups)
         self._even = True  # and the gradients of the plain ones: of the last look
         self._grads: list[tuple[Entry, Tensor]] = []
+        self._with_grad: list[int] = []
 
     def holds(self, groups: Groups, params: list[Tensor], states: States) -> bool:
         """Whether the plan is still of these parameters and states."""
@@ -85,40 +92,37 @@ class Plan:
         """
         answer = self._table.look()
         self._even = not answer & native.UNEVEN
-        self._grads = []
-        for entry in self._plain:
+        self._grads, self._with_grad = [], []
+        for i, entry in enumerate(self._plain):
             if entry.param.grad is not None:
                 check_grad(entry.param, entry.param.grad, entry.name)
                 amsgrad = groups[entry.group]["amsgrad"]
                 if check_state(entry.param, entry.state, amsgrad, entry.name) is not entry.state:
                     return False
-                self._grads.append((entry, entry.param.grad))
+                self._grads.append((entry, local_like(entry.param.grad, entry.param)))
+                self._with_grad.append(i)
         return not answer & native.MOVED
 
     def squared_norm(self, unscale: float) -> float:
         """The sum of the squares of all gradients of the last look; see ``adamas.norm``."""
-        copies = [plain.real(grad).cpu().contiguous() for _, grad in self._grads]
-        copies = [c if c.dtype == torch.float64 else c.float() for c in copies]
-        rows = np.zeros((len(copies), native.COLUMNS), np.int64)
-        for row, copy in zip(rows, copies, strict=True):
-            row[native.GRAD], row[native.SIZE] = copy.data_ptr(), copy.numel()
-            row[native.DTYPE] = native.DTYPES[COMPUTE[copy.dtype]]
-        table = self._table
-        rows = np.concatenate([table.rows[table.steps >= 0], rows])
-        threads = torch.get_num_threads()
-        total = rounded_estimate(*native.square_sum(rows, unscale, threads))
-        if total is None:
-            total = rounded_digits(native.exact_square_sum(rows, unscale, threads))
-        return total
+        plain_rows, copies = rows_of([grad for _, grad in self._grads])
+        rows = np.concatenate([self._table.rows, plain_rows])
+        present = np.concatenate([self._table.steps >= 0, np.ones(len(copies), np.bool_)])
+        table = len(self._table.params)
+        part_of = self._part_of[[*range(table), *(table + i for i in self._with_grad)]]
+        parts = [
+            Part(shards, rows[present & (part_of == i)]) for i, shards in enumerate(self._shards)
+        ]
+        return squared_norm(parts, unscale)
 
     def finite(self, unscale: float) -> bool:
         """Whether all gradients of the last look are, unscaled; their squares may not be."""
-        params = [*self._table.params, *(entry.param for entry, _ in self._grads)]
-        return all(
-            bool(torch.isfinite(param.grad * unscale).all())
-            for param in params
-            if param.grad is not None
-        )
+        grads = [local(p.grad) for p in self._table.params if p.grad is not None]
+        grads += [grad for _, grad in self._grads]
+        answer = torch.tensor(all(bool(torch.isfinite(grad * unscale).all()) for grad in grads))
+        for shards in self._shards:
+            answer = shards.all_reduce(answer.int(), least=True) if shards else answer
+        return bool(answer)
 
     def step(self, groups: Groups, unscale: float = 1.0, clip: float = 1.0) -> None:
         """Steps every parameter that had a gradient at the last look, or raises and touches none.
@@ -130,10 +134,12 @@ class Plan:
         """
         hypers = [hyper_of(group) for group in groups]
         pending = []
-        for entry, grad in self._grads:
+        grads, self._grads = self._grads, []
+        for entry, grad in grads:
             hyper = hypers[entry.group]
             with torch.set_grad_enabled(_differentiable(groups, entry)):
-                pairs = plain.step(entry.param, grad, entry.state, hyper, unscale, clip)
+                state = {key: local(value) for key, value in entry.state.items()}
+                pairs = plain.step(local(entry.param), grad, state, hyper, unscale, clip)
                 pending.append((entry, list(pairs)))
         self._step_table(hypers, unscale, clip)
         for entry, values in pending:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .layout import is_dense, lies_like
+from .sharding import alike, local, local_like
 
 State = dict[str, Any]  # step: int; exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq
 
@@ -106,11 +107,21 @@ def check_state(param: Tensor, state: State, amsgrad: bool, name: str) -> State:
                 f"the state of {name} must have {key} of shape {tuple(param.shape)}, got {got}: "
                 "it is of another model or another optimizer"
             )
-        fits = moment.dtype == moment_type(param) and moment.device == param.device
-        if not (fits and (lies_like(moment, param) or not is_dense(param))):
-            moment = zero_moment(param).copy_(moment)
+        if not _fits(moment, param):
+            given, moment = local_like(moment, param), zero_moment(param)
+            local(moment).copy_(given)
         checked[key] = moment
     return state if all(state.get(key) is checked[key] for key in checked) else checked
+
+
+def _fits(moment: Tensor, param: Tensor) -> bool:
+    """Whether a moment lies where, and as, its parameter does."""
+    if moment.dtype != moment_type(param) or moment.device != param.device:
+        return False
+    if not alike(moment, param):
+        return False
+    moment, param = local(moment), local(param)
+    return lies_like(moment, param) or not is_dense(param)
 
 
 def whole_step(step: object, name: str) -> int:

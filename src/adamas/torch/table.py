@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import native
 from .layout import COMPUTE, lies_like
+from .sharding import alike, local, local_like
 from .state import State, check_grad
 from .watch import watch
 
@@ -46,10 +47,11 @@ class Table:
         self.steps = np.zeros(len(params), np.int64)
         self.rows = np.zeros((len(params), native.COLUMNS), np.int64)
         self._watch.fill(self.rows)
-        self.rows[:, native.SIZE] = [p.numel() * (1 + p.is_complex()) for p in params]
+        parts = [local(p) for p in params]
+        self.rows[:, native.SIZE] = [p.numel() * (1 + p.is_complex()) for p in parts]
         self.rows[:, native.COEFFICIENTS] = self.sets = np.array(sets, np.int64)
         self.rows[:, native.DTYPE] = [native.DTYPES[COMPUTE[p.dtype]] for p in params]
-        self._bytes = np.array([p.numel() * p.element_size() for p in params], np.int64)
+        self._bytes = np.array([p.numel() * p.element_size() for p in parts], np.int64)
         self._lows, self._highs = self._spans()
         self._copies: dict[int, Tensor] = {}  # of gradients, alive until the next look
 
@@ -93,12 +95,17 @@ class Table:
 
     def _fits(self, i: int, grad: Tensor) -> bool:
         param = self.params[i]
-        return grad.dtype == param.dtype and lies_like(grad, param)
+        return (
+            grad.dtype == param.dtype
+            and alike(grad, param)
+            and lies_like(local(grad), local(param))
+        )
 
     def _copy(self, i: int, grad: Tensor) -> None:
         """Lets the core read a copy that lies as the parameter does."""
+        grad = local_like(grad, self.params[i])
         dense = grad if grad.layout == torch.strided else grad.to_dense()
-        self._copies[i] = torch.empty_like(self.params[i]).copy_(dense)
+        self._copies[i] = torch.empty_like(local(self.params[i])).copy_(dense)
         self.rows[i, native.GRAD] = self._copies[i].data_ptr()
 
     def _spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import native
 from .layout import sizes_and_strides
+from .sharding import alike, dtensor, local
 from .state import State
 
 
@@ -39,7 +40,7 @@ def watch(params: list[Tensor], states: list[State], moments: list[tuple[str, ..
     exchange_api: object | None = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if exchange_api is None:
         return PythonWatch(params, states, moments)
-    compiled: Watch = native.Watch(exchange_api, params, states, moments, _shim())
+    compiled: Watch = native.Watch(exchange_api, params, states, moments, _shim(), dtensor())
     return compiled
 
 
@@ -91,7 +92,10 @@ class PythonWatch:
                 answer |= native.CHANGED
             rows[i, native.GRAD] = there[0]
             if grad is not None and (
-                there[1:] != self._places[i][0][1:] or grad.is_conj() or grad.is_neg()
+                not alike(param, grad)
+                or there[1:] != self._places[i][0][1:]
+                or grad.is_conj()
+                or grad.is_neg()
             ):
                 answer |= native.STRANGE
                 self._which.append(i)
@@ -115,6 +119,7 @@ class PythonWatch:
 
 
 def _place(tensor: Tensor | None) -> tuple[int, Any, Any]:
+    tensor = local(tensor)
     if tensor is None or tensor.layout != torch.strided:
         return 0, tensor is None, None
     return tensor.data_ptr(), (tensor.dtype, tensor.device), sizes_and_strides(tensor)

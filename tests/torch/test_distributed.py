@@ -1,0 +1,64 @@
+"""Sharded and replicated training in real processes: the bits of one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
+
+SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
+    2: [
+        "fsdp2",
+        "fsdp2_clipping",
+        "a_norm_in_doubt",
+        "fsdp2_training",
+        "fsdp2_in_backward",
+        "tensor_parallel",
+        "gradients_sharded_otherwise",
+        "ddp",
+        "zero_redundancy",
+        "save_checkpoint",
+        "load_checkpoint",
+    ],
+    4: ["fsdp2", "fsdp2_clipping", "two_dimensions", "load_checkpoint"],
+    1: ["fsdp2", "load_checkpoint"],
+}
+WORKERS = Path(__file__).parent / "workers.py"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, str]]]:
+    """What became of each scenario in each process."""
+    folder = tmp_path_factory.mktemp("distributed")
+    found = {}
+    for world, names in SCENARIOS.items():
+        processes = [
+            subprocess.Popen(
+                [sys.executable, WORKERS, str(rank), str(world), folder, *names],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        files = [folder / f"{world}-{rank}.json" for rank in range(world)]
+        found[world] = [
+            json.loads(file.read_text()) if file.exists() else {"": output}
+            for file, output in zip(files, outputs, strict=True)
+        ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world", "scenario"), [(world, name) for world, names in SCENARIOS.items() for name in names]
+)
+def test_processes(results: dict[int, list[dict[str, str]]], world: int, scenario: str) -> None:
+    for rank, result in enumerate(results[world]):
+        assert result.get(scenario, "not reached") == "ok", f"in process {rank}"

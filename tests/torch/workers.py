@@ -1,0 +1,293 @@
+"""What the processes of test_distributed.py run: ``workers.py RANK WORLD FOLDER SCENARIO...``.
+
+Each scenario steps a sharded model with the gradients of one whole model, which every process steps
+beside it, and compares the bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint import load, save
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from adamas import norm
+from adamas.torch import Adam, AdamW, step_in_backward
+
+OPTIONS: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True}
+
+
+class Model(nn.Module):
+    """Dimensions that no number of processes divides."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(13, 5)
+        self.up, self.down = nn.Linear(5, 11), nn.Linear(11, 5)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.to(dtype)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens)
+        return (x + self.down(torch.tanh(self.up(x)))) * self.scale
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def give_grads(model: nn.Module, twin: nn.Module, step: int, poison: float = 0.0) -> None:
+    """The same gradient to both, to each parameter of the first sharded as that is."""
+    torch.manual_seed(1000 + step)
+    for number, (p, q) in enumerate(zip(model.parameters(), twin.parameters(), strict=True)):
+        grad = None if number == step % 5 else torch.randn_like(q)
+        if grad is not None and poison:
+            grad.view(-1)[-1] = poison
+        q.grad = grad
+        p.grad = None if isinstance(p, DTensor) else grad
+        if isinstance(p, DTensor) and grad is not None:
+            p.full_tensor().backward(grad)
+
+
+def same(model: nn.Module, twin: nn.Module, one: Adam, other: Adam) -> None:
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(whole(p.detach()), q), name
+        assert (p in one.state) == (q in other.state), name
+        for key, value in one.state.get(p, {}).items():
+            expected = other.state[q][key]
+            assert value == expected if key == "step" else torch.equal(whole(value), expected), key
+
+
+def follow(model: nn.Module, twin: nn.Module, rule: type[Adam] = AdamW, **options: Any) -> None:
+    """Steps both; the table is kept, so nothing is paid twice."""
+    one = rule(model.parameters(), **OPTIONS | options)
+    other = rule(twin.parameters(), **OPTIONS | options)
+    for step in range(7):
+        give_grads(model, twin, step, math.nan if step == 4 and one.skip_nonfinite else 0.0)
+        one.step()
+        other.step()
+        same(model, twin, one, other)
+        assert one.last_grad_norm == other.last_grad_norm
+        if step == 5:
+            plan = one._plan
+    assert one._plan is plan
+    assert one.skipped_steps == other.skipped_steps == int(one.skip_nonfinite)
+
+
+def sharded(dtype: torch.dtype = torch.float32, **options: Any) -> Model:
+    model = Model(dtype)
+    for layer in (model.up, model.down):
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
+    return model
+
+
+def fsdp2() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        follow(sharded(dtype), Model(dtype))
+
+
+def fsdp2_clipping() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        follow(sharded(dtype), Model(dtype), Adam, max_grad_norm=0.7, skip_nonfinite=True)
+
+
+def a_norm_in_doubt() -> None:
+    """Where the estimate cannot round the norm, all processes go on to the exact sum."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    values = torch.tensor([1.0, 2.0**-16, 2.0**-30, 0.0])
+    p = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    p.grad = distribute_tensor(values, mesh, [Shard(0)])
+    optimizer = Adam([p], max_grad_norm=math.inf)
+    optimizer.step()
+    assert optimizer.last_grad_norm == math.sqrt(norm.squared_norm([values.numpy()]))
+
+
+def fsdp2_training() -> None:
+    """Real gradients: one process with the whole batch follows within rounding."""
+    model, twin = sharded(), Model()
+    one, other = AdamW(model.parameters(), lr=0.01), AdamW(twin.parameters(), lr=0.01)
+    for step in range(5):
+        torch.manual_seed(step)
+        tokens = torch.randint(13, (dist.get_world_size(), 4, 6))
+        model(tokens[dist.get_rank()]).square().mean().backward()
+        twin(tokens.flatten(0, 1)).square().mean().backward()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.allclose(whole(p.grad), q.grad, atol=1e-6)
+            q.grad = whole(p.grad).clone()
+        for optimizer in (one, other):
+            optimizer.step()
+            optimizer.zero_grad()
+        same(model, twin, one, other)
+
+
+def fsdp2_in_backward() -> None:
+    model, twin = sharded(), sharded()
+    one, other = AdamW(model.parameters(), lr=0.01), AdamW(twin.parameters(), lr=0.01)
+    step_in_backward(one)
+    for step in range(3):
+        torch.manual_seed(step)
+        tokens = torch.randint(13, (4, 6))
+        model(tokens).square().mean().backward()
+        twin(tokens).square().mean().backward()
+        assert all(p.grad is None for p in model.parameters())
+        other.step()
+        other.zero_grad()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(whole(p), whole(q))
+
+
+def tensor_parallel() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = parallelize_module(Model(), mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    follow(model, Model(), max_grad_norm=0.7)
+
+
+def gradients_sharded_otherwise() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    p = nn.Parameter(distribute_tensor(torch.ones(7, 3), mesh, [Shard(0)]))
+    q = nn.Parameter(torch.ones(7, 3))
+    one, other = AdamW([p], **OPTIONS), AdamW([q], **OPTIONS)
+    for placement in (Shard(1), Replicate(), Shard(0)):
+        q.grad = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
+        p.grad = distribute_tensor(q.grad, mesh, [placement])
+        one.step()
+        other.step()
+        assert torch.equal(whole(p), q)
+
+
+def two_dimensions() -> None:
+    """Sharded over one dimension of the mesh and over both."""
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    model = parallelize_module(Model(), mesh["tensor"], plan)
+    fully_shard(model, mesh=mesh["data"])
+    follow(model, Model(), max_grad_norm=0.7)
+
+
+def ddp() -> None:
+    model, twin = nn.parallel.DistributedDataParallel(Model()), Model()
+    one, other = AdamW(model.parameters(), **OPTIONS), AdamW(twin.parameters(), **OPTIONS)
+    for step in range(4):
+        torch.manual_seed(10 * step + dist.get_rank())
+        model(torch.randint(13, (4, 6))).square().mean().backward()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            q.grad = p.grad.clone()
+        for optimizer in (one, other):
+            optimizer.step()
+            optimizer.zero_grad()
+        same(model.module, twin, one, other)
+        for p in model.parameters():
+            copies = [torch.empty_like(p) for _ in range(dist.get_world_size())]
+            dist.all_gather(copies, p.detach())
+            assert all(torch.equal(copy, p) for copy in copies)
+
+
+def zero_redundancy() -> None:
+    model, twin = Model(), Model()
+    one = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=AdamW, **OPTIONS)
+    other = AdamW(twin.parameters(), **OPTIONS)
+    for step in range(4):
+        give_grads(model, twin, 5 * step + 4)
+        one.step()
+        other.step()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(p, q)
+    one.consolidate_state_dict(to=0)
+    if dist.get_rank() == 0:
+        state, expected = one.state_dict()["state"], other.state_dict()["state"]
+        for number in expected:
+            for key, value in expected[number].items():
+                assert torch.equal(state[number][key], value), key
+
+
+def checkpoints(folder: Path) -> Iterator[tuple[bool, Path]]:
+    for flat in (False, True):
+        yield flat, folder / f"flat={flat}"
+
+
+def as_saved(model: Model, optimizer: Adam, flat: bool) -> dict[str, Any]:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    return {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+    }
+
+
+def save_checkpoint(folder: Path) -> None:
+    for flat, path in checkpoints(folder):
+        model, twin = sharded(), Model()
+        one, other = AdamW(model.parameters(), **OPTIONS), AdamW(twin.parameters(), **OPTIONS)
+        for step in range(6):
+            give_grads(model, twin, step)
+            one.step()
+            other.step()
+        save(as_saved(model, one, flat), checkpoint_id=path)
+
+
+def load_checkpoint(folder: Path) -> None:
+    """In as many processes as there are now; then both go on, with the same bits."""
+    for flat, path in checkpoints(folder):
+        model, twin = sharded(), Model()
+        one, other = AdamW(model.parameters(), **OPTIONS), AdamW(twin.parameters(), **OPTIONS)
+        options = StateDictOptions(flatten_optimizer_state_dict=flat)
+        found = as_saved(model, one, flat)
+        load(found, checkpoint_id=path)
+        set_model_state_dict(model, found["model"])
+        set_optimizer_state_dict(model, one, found["optimizer"], options=options)
+        for step in range(9):
+            if step < 6:
+                give_grads(twin, twin, step)
+            else:
+                give_grads(model, twin, step)
+                one.step()
+            other.step()
+        same(model, twin, one, other)
+
+
+def main(rank: int, world: int, folder: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store-{world}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    results = {}
+    for name in names:
+        scenario = globals()[name]
+        try:
+            scenario(folder) if name.endswith("checkpoint") else scenario()
+            results[name] = "ok"
+        except Exception:
+            results[name] = traceback.format_exc()
+            if world > 1:
+                break  # the processes are no longer at the same place
+    (folder / f"{world}-{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
