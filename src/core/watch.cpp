@@ -36,10 +36,24 @@ std::int64_t layout_of(const nb::dlpack::dltensor& tensor) {
   return static_cast<std::int64_t>(hash);
 }
 
+bool holds_one(const nb::dlpack::dltensor& tensor) {
+  for (int i = 0; i < tensor.ndim; ++i)
+    if (tensor.shape[i] != 1) return false;
+  return true;
+}
+
 std::int64_t kind_of(const nb::dlpack::dltensor& tensor) {
   return (std::int64_t(tensor.device.device_type) << 40) +
          (std::int64_t(tensor.device.device_id) << 24) + (std::int64_t(tensor.dtype.code) << 16) +
          (std::int64_t(tensor.dtype.bits) << 8) + tensor.dtype.lanes;
+}
+
+// The value of an object's slot, by the descriptor that its class keeps: faster than by its name.
+nb::object slot(const nb::object& descriptor, PyObject* object) {
+  descrgetfunc get = Py_TYPE(descriptor.ptr())->tp_descr_get;
+  PyObject* value = get(descriptor.ptr(), object, reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  if (!value) throw nb::python_error();
+  return nb::steal(value);
 }
 
 }  // namespace
@@ -51,6 +65,10 @@ Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::lis
   if (!api || api->header.major != 1 || !api->tensor_from_object)
     throw nb::value_error("the framework's DLPack exchange API is not of version 1");
   tensor_from_object_ = api->tensor_from_object;
+  if (!wrapper.is_none()) {
+    local_slot_ = wrapper.attr("_local_tensor");
+    spec_slot_ = wrapper.attr("_spec");
+  }
   nb::object make_handle;
   if (!shim.is_none()) {
     make_handle = shim[0];
@@ -63,9 +81,9 @@ Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::lis
     nb::object param = params[i], state = states[i];
     add_items(state.ptr(), moments[i], make_handle);
     nb::object local = unwrap(param.ptr()), spec;
-    if (local) spec = param.attr(spec_);
+    if (local) spec = slot(spec_slot_, param.ptr());
     const Place found = place((local ? local : param).ptr());
-    parameters_.push_back({param, state, local, spec, found, items_.size()});
+    parameters_.push_back({param, state, local, spec, {}, found, items_.size()});
   }
 }
 
@@ -97,40 +115,42 @@ Watch::Place Watch::place(PyObject* tensor) const {
   nb::dlpack::dltensor found{};
   if (tensor_from_object_(tensor, &found) != 0) {
     PyErr_Clear();  // it has no memory of its own, or none that DLPack can tell of
-    return {0, -1, 0, nullptr};
+    return {0, -1, 0, nullptr, false};
   }
   const auto address = reinterpret_cast<std::intptr_t>(found.data) + found.byte_offset;
-  return {static_cast<std::int64_t>(address), kind_of(found), layout_of(found), found.shape};
+  return {static_cast<std::int64_t>(address), kind_of(found), layout_of(found), found.shape,
+          holds_one(found)};
 }
 
 nb::object Watch::unwrap(PyObject* tensor) const {
   if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != wrapper_.ptr()) return {};
-  return nb::handle(tensor).attr(local_);
-}
-
-bool Watch::moved_within(PyObject* tensor, const nb::object& local) const {
-  return local && !unwrap(tensor).is(local);
+  return slot(local_slot_, tensor);
 }
 
 // A gradient that is wrapped otherwise than its parameter lies like no parameter.
-Watch::Place Watch::place_of_grad(const Parameter& parameter, PyObject* grad) const {
+Watch::Place Watch::place_of_grad(Parameter& parameter, PyObject* grad) const {
   if (!parameter.local) return place(grad);
   const nb::object local = unwrap(grad);
-  if (!local) return {0, -1, 0, nullptr};
-  const nb::object spec = nb::handle(grad).attr(spec_);
-  if (!spec.is(parameter.spec) && !spec.equal(parameter.spec)) return {0, -1, 0, nullptr};
+  if (!local) return {0, -1, 0, nullptr, false};
+  const nb::object spec = slot(spec_slot_, grad);
+  if (!spec.is(parameter.spec) && !spec.is(parameter.grad_spec)) {
+    if (!spec.equal(parameter.spec)) return {0, -1, 0, nullptr, false};
+    parameter.grad_spec = spec;
+  }
   return place(local.ptr());
 }
 
 // torch's lazily conjugated tensors are complex, and its lazily negated ones imaginary parts of
-// complex tensors, at odd multiples of their element size; DLPack does not tell of either.
+// complex tensors; DLPack does not tell of either. The latter have gaps between their elements, so
+// that they lie unlike any dense parameter, but for a single one, at an odd multiple of its size.
 bool Watch::suspicious(const Place& gradient) const {
   const std::int64_t bytes = (gradient.kind >> 8 & 0xff) / 8;
-  return (gradient.kind >> 16 & 0xff) == complex_code || (gradient.address & bytes) != 0;
+  return (gradient.kind >> 16 & 0xff) == complex_code ||
+         (gradient.single && (gradient.address & bytes) != 0);
 }
 
 bool Watch::stays(const Item& item, PyObject* value) const {
-  if (value != item.moment.ptr() || moved_within(value, item.local)) return false;
+  if (value != item.moment.ptr()) return false;  // and a wrapper keeps what it holds
   if (!item.handle) return place((item.local ? item.local : item.moment).ptr()) == item.place;
   void* address = nullptr;
   return data_pointer_(item.handle.get(), &address) == 0 &&
@@ -188,11 +208,11 @@ int Watch::look(Matrix<std::int64_t, 8> rows, nb::ndarray<std::int64_t, nb::ndim
   for (std::size_t i = 0; i < ahead; ++i) fetch(i);
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     fetch(i + ahead);
-    const Parameter& parameter = parameters_[i];
+    Parameter& parameter = parameters_[i];
     PyObject* param = parameter.tensor.ptr();
     const Place& own = parameter.place;
     PyObject* count = step_of(i);
-    if (!count || moved_within(param, parameter.local)) return moved;
+    if (!count || (parameter.local && !unwrap(param).is(parameter.local))) return moved;
     if (!(place((parameter.local ? parameter.local : parameter.tensor).ptr()) == own)) return moved;
     if (count != last_count) {
       if (!PyLong_CheckExact(count)) return moved;

@@ -52,6 +52,7 @@ class Watch {
   struct Place {
     std::int64_t address, kind, layout;
     const void* shape;  // within the framework's own tensor
+    bool single;        // one element
     bool operator==(const Place& other) const {
       return address == other.address && kind == other.kind && layout == other.layout;
     }
@@ -66,14 +67,14 @@ class Watch {
   };
   struct Parameter {
     nanobind::object tensor, state, local, spec;  // the last two null but for a wrapper
+    nanobind::object grad_spec;                   // the last that was found equal to it
     Place place;
     std::size_t items_end;  // of its own; they begin where the previous parameter's end
   };
 
   Place place(PyObject* tensor) const;
   nanobind::object unwrap(PyObject* tensor) const;  // null if it is no wrapper
-  bool moved_within(PyObject* tensor, const nanobind::object& local) const;
-  Place place_of_grad(const Parameter& parameter, PyObject* grad) const;
+  Place place_of_grad(Parameter& parameter, PyObject* grad) const;
   void add_items(PyObject* state, nanobind::handle moments, nanobind::handle make_handle);
   bool stays(const Item& item, PyObject* value) const;
   PyObject* step_of(std::size_t i) const;
@@ -84,8 +85,8 @@ class Watch {
   int (*tensor_from_object_)(void* object, nanobind::dlpack::dltensor* out);
   int (*data_pointer_)(void* handle, void** address) = nullptr;
   int (*release_)(void* handle) = nullptr;
-  nanobind::object wrapper_;
-  nanobind::str grad_{"grad"}, step_{"step"}, local_{"_local_tensor"}, spec_{"_spec"};
+  nanobind::object wrapper_, local_slot_, spec_slot_;
+  nanobind::str grad_{"grad"}, step_{"step"};
   std::vector<Parameter> parameters_;
   std::vector<Item> items_;  // of all states, each in its dictionary's order
   std::vector<std::int64_t> which_;
