@@ -1,0 +1,216 @@
+"""Parameter groups of a model: which weights decay, and how fast each depth learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+# Whose weights may have several dimensions; those of the other norms have one.
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_HEADINGS = ("group", "decay", "lr", "tensors", "parameters", "names")
+_EXAMPLES = 2
+
+
+class Groups(list[dict[str, Any]]):
+    """Parameter groups, as optimizers take them; printed, they are a table.
+
+    The table follows the groups: once an optimizer has them, it shows the optimizer's own decay
+    and learning rate, as a scheduler leaves them.
+    """
+
+    def __repr__(self) -> str:
+        """A line a group: its decay, learning rate, tensors, parameters and first names."""
+        lines = [_HEADINGS, *map(_line, self)]
+        tensors = sum(len(group["params"]) for group in self)
+        lines.append(("total", "", "", f"{tensors:,}", f"{sum(map(_numel, self)):,}", ""))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(_aligned(line, widths) for line in lines)
+
+
+def decay_groups(
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    decay_embeddings: bool = True,
+    lr: float | None = None,
+    layer_decay: float | None = None,
+    depth: Callable[[str], int] | None = None,
+) -> Groups:
+    """Splits a model's parameters into those that decay and those that do not, and by depth.
+
+    Biases and norms do not decay: parameters with fewer than two dimensions, those with "bias" in
+    their own name, and those of ``nn.LayerNorm`` and ``nn.RMSNorm``. All others do. Tied parameters
+    come once, under the name that the model gives first; frozen ones are left out.
+
+    With ``layer_decay``, depth d of D learns at ``lr * layer_decay ** (D - d)``. The members of
+    ``nn.ModuleList`` and ``nn.Sequential`` are blocks (``blocks.0``, ``layers.11``), those of the
+    outer one where they nest, and have depths 1, 2, ... in the model's order. What precedes the
+    first block has depth 0, as have embeddings outside of blocks; what lies between two belongs to
+    the earlier one; what follows the last, the head, is one deeper. ``print`` shows the outcome.
+
+    Args:
+        model: the model.
+        weight_decay: of the parameters that decay, at least 0.
+        decay_embeddings: whether the weights of ``nn.Embedding`` and ``nn.EmbeddingBag`` decay.
+        lr: learning rate, that of the head with ``layer_decay``; the optimizer's own if None.
+        layer_decay: the learning rate of a depth relative to that of the next, in (0, 1].
+        depth: says the depth of a parameter by its name, in place of the rule above.
+
+    Returns:
+        A list of groups with named parameters: ``AdamW(decay_groups(model, 0.1), lr=1e-3)``.
+
+    Raises:
+        ValueError: an argument is out of range, no parameter can be trained, or there are no
+            blocks to tell the depth by.
+
+    Source of layer-wise decay: Bao et al. 2021, arXiv 2106.08254.
+    """
+    _check(weight_decay, lr, layer_decay, depth)
+    owners = _owners(model)
+    if not owners:
+        raise ValueError(
+            "the model must have parameters to train, got none: call requires_grad_() on those "
+            "that shall learn"
+        )
+    depths = dict.fromkeys(owners, 0)
+    if layer_decay is not None:
+        depths = {name: depth(name) for name in owners} if depth else _depths(model, owners)
+    deepest = max(depths.values())
+    members: dict[tuple[int, bool], list[tuple[str, Tensor]]] = {}
+    for name, (param, modules) in owners.items():
+        decays = _decays(name, param, modules, decay_embeddings)
+        members.setdefault((depths[name], decays), []).append((name, param))
+    groups = Groups()
+    for at, decays in sorted(members, key=lambda key: (key[0], not key[1])):
+        label = "decay" if decays else "no decay"
+        group: dict[str, Any] = {
+            "name": label if layer_decay is None else f"depth {at}, {label}",
+            "params": members[at, decays],
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        if lr is not None:
+            group["lr"] = lr * (1.0 if layer_decay is None else layer_decay) ** (deepest - at)
+        groups.append(group)
+    return groups
+
+
+# Each parameter to train by its first name, with all modules that own it.
+_Owners = dict[str, tuple[Tensor, list[nn.Module]]]
+
+
+def _owners(model: nn.Module) -> _Owners:
+    owners: _Owners = {}
+    first: dict[Tensor, str] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        if not param.requires_grad:
+            continue
+        if is_lazy(param):
+            raise ValueError(
+                f"{name} must have a shape, but is lazy: run the model once before its groups"
+            )
+        name = first.setdefault(param, name)
+        owners.setdefault(name, (param, []))
+    for _, module in model.named_modules():
+        for param in module.parameters(recurse=False):
+            if param in first:
+                owners[first[param]][1].append(module)
+    return owners
+
+
+def _decays(name: str, param: Tensor, modules: list[nn.Module], decay_embeddings: bool) -> bool:
+    if param.dim() < 2 or "bias" in name.rpartition(".")[2]:
+        return False
+    if any(isinstance(module, _NORMS) for module in modules):
+        return False
+    return decay_embeddings or not _embeds(modules)
+
+
+def _embeds(modules: list[nn.Module]) -> bool:
+    return any(isinstance(module, _EMBEDDINGS) for module in modules)
+
+
+def _depths(model: nn.Module, owners: _Owners) -> dict[str, int]:
+    """The depth of each parameter: see ``decay_groups``."""
+    lists = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+    }
+    blocks = {name: _block(name, lists) for name in owners}
+    if not any(blocks.values()):
+        raise ValueError(
+            "layer_decay needs blocks in an nn.ModuleList or nn.Sequential, and the model has none "
+            "to train: pass depth=, which says the depth of a parameter by its name"
+        )
+    number = {block: i for i, block in enumerate(dict.fromkeys(filter(None, blocks.values())), 1)}
+    depths: dict[str, int] = {}
+    last = 0
+    for name, block in blocks.items():
+        last = number.get(block, last) if block else last
+        depths[name] = 0 if block is None and _embeds(owners[name][1]) else last
+    for name in reversed(blocks):
+        if blocks[name] is not None:
+            break
+        if not _embeds(owners[name][1]):
+            depths[name] = len(number) + 1
+    return depths
+
+
+def _block(name: str, lists: set[str]) -> str | None:
+    """The part of a parameter's name that names its block, None where it is in none."""
+    parts = name.split(".")
+    for i in range(len(parts) - 1):
+        if ".".join(parts[:i]) in lists:
+            return ".".join(parts[: i + 1])
+    return None
+
+
+def _check(weight_decay: float, lr: float | None, layer_decay: float | None, depth: object) -> None:
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be at least 0, got {weight_decay!r}")
+    if lr is not None and not 0 <= lr < math.inf:
+        raise ValueError(f"lr must be at least 0, got {lr!r}")
+    if layer_decay is None:
+        if depth is not None:
+            raise ValueError("depth is of use with layer_decay only: pass both, or neither")
+        return
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay!r}")
+    if lr is None:
+        raise ValueError(
+            f"layer_decay={layer_decay!r} needs the learning rate of the head: pass lr= to "
+            "decay_groups"
+        )
+
+
+def _line(group: dict[str, Any]) -> tuple[str, ...]:
+    # An optimizer that has taken a group keeps the names beside the parameters.
+    names = group.get("param_names") or [name for name, _ in group["params"]]
+    more = [f"and {len(names) - _EXAMPLES:,} more"] if len(names) > _EXAMPLES else []
+    return (
+        group["name"],
+        f"{group['weight_decay']:g}",
+        f"{float(group['lr']):.4g}" if "lr" in group else "optimizer's",
+        f"{len(names):,}",
+        f"{_numel(group):,}",
+        ", ".join([*names[:_EXAMPLES], *more]),
+    )
+
+
+def _numel(group: dict[str, Any]) -> int:
+    params = group["params"]
+    return sum((p if isinstance(p, Tensor) else p[1]).numel() for p in params)
+
+
+def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
+    """Text to the left, numbers to the right."""
+    cells = [
+        cell.ljust(width) if heading in ("group", "names") else cell.rjust(width)
+        for cell, width, heading in zip(line, widths, _HEADINGS, strict=True)
+    ]
+    return "  ".join(cells).rstrip()
