@@ -5,16 +5,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+CLIENTS := .venv/clients
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md $(shell find src -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check sanitize arm64 bench clean
+.PHONY: train test examples check sanitize arm64 bench clean
 
 train: $(INSTALLED)
 	$(BIN)/adamas train $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+# The scripts of examples/ and other trainers with adamas; installs what they need.
+examples: $(CLIENTS)
+	$(BIN)/python -m pytest -m examples tests/test_examples.py tests/test_clients.py $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
@@ -51,6 +56,10 @@ $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) "scikit-build-core>=0.10" "nanobind>=2.2" cmake ninja
 	$(PIP) --no-build-isolation ".[dev]"
+	touch $@
+
+$(CLIENTS): $(INSTALLED)
+	$(PIP) --no-build-isolation ".[examples]"
 	touch $@
 
 clean:
