@@ -15,6 +15,8 @@ pytestmark = pytest.mark.examples
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+# Torch's threads wait by spinning: on a busy machine, two take several times as long as one.
+ALONE = {"OMP_NUM_THREADS": "1"}
 # What each needs beyond the tests' own packages, and the last line that it prints.
 ACCURACY = r"accuracy on 450 unseen digits: 0\.9\d+"
 RUNS = {
@@ -34,7 +36,7 @@ def test_example(name: str, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py"],
         cwd=tmp_path,
-        env=os.environ | OFFLINE,
+        env=os.environ | OFFLINE | ALONE,
         capture_output=True,
         text=True,
         timeout=300,

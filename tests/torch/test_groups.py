@@ -24,7 +24,7 @@ class Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(10, 4)
-        self.position = nn.Parameter(torch.zeros(1, 6, 4))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 6, 4))
         self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.norm = nn.RMSNorm(4)
         self.head = nn.Linear(4, 10)
@@ -36,6 +36,7 @@ class Wrapped(nn.Module):
         super().__init__()
         self.module = module
         self.position_bias = nn.Parameter(torch.zeros(3, 4))
+        self.scale = nn.Parameter(torch.ones(4))
         self.bag = nn.EmbeddingBag(5, 4)
 
 
@@ -60,7 +61,7 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert names([decay, rest]) == {
         "decay": [
-            "position",
+            "pos_embed",
             "embed.weight",
             "blocks.0.mlp.0.weight",
             "blocks.0.mlp.2.weight",
@@ -86,8 +87,8 @@ def test_biases_and_norms_do_not_decay() -> None:
 def test_embeddings_do_not_decay_on_request(decay_embeddings: bool, where: str) -> None:
     model = Wrapped(Transformer())
     found = names(decay_groups(model, 0.1, decay_embeddings=decay_embeddings))
-    assert {"module.embed.weight", "bag.weight"} <= set(found[where])
-    assert "position_bias" in found["no decay"]
+    assert {"module.embed.weight", "module.pos_embed", "bag.weight"} <= set(found[where])
+    assert {"position_bias", "scale"} <= set(found["no decay"])
 
 
 def test_a_head_tied_to_an_embedding_is_an_embedding_in_whatever_order() -> None:
@@ -111,7 +112,7 @@ DEPTHS = {
     "a transformer": (
         Transformer,
         {
-            "position": 0,
+            "pos_embed": 0,
             "embed.weight": 0,
             "blocks.0.norm.weight": 1,
             "blocks.0.mlp.2.weight": 1,

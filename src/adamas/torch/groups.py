@@ -56,7 +56,8 @@ def decay_groups(
     Args:
         model: the model.
         weight_decay: of the parameters that decay, at least 0.
-        decay_embeddings: whether the weights of ``nn.Embedding`` and ``nn.EmbeddingBag`` decay.
+        decay_embeddings: whether embeddings decay: weights of ``nn.Embedding`` and
+            ``nn.EmbeddingBag``, and parameters with "embed" or "token" in their own name.
         lr: learning rate, that of the head with ``layer_decay``; the optimizer's own if None.
         layer_decay: the learning rate of a depth relative to that of the next, in (0, 1].
         depth: says the depth of a parameter by its name, in place of the rule above.
@@ -72,29 +73,19 @@ def decay_groups(
     """
     _check(weight_decay, lr, layer_decay, depth)
     owners = _owners(model)
-    if not owners:
-        raise ValueError(
-            "the model must have parameters to train, got none: call requires_grad_() on those "
-            "that shall learn"
-        )
     depths = dict.fromkeys(owners, 0)
     if layer_decay is not None:
         depths = {name: depth(name) for name in owners} if depth else _depths(model, owners)
-    deepest = max(depths.values())
-    members: dict[tuple[int, bool], list[tuple[str, Tensor]]] = {}
-    for name, (param, modules) in owners.items():
-        decays = _decays(name, param, modules, decay_embeddings)
-        members.setdefault((depths[name], decays), []).append((name, param))
     groups = Groups()
-    for at, decays in sorted(members, key=lambda key: (key[0], not key[1])):
+    for (at, decays), params in _members(owners, depths, decay_embeddings):
         label = "decay" if decays else "no decay"
         group: dict[str, Any] = {
             "name": label if layer_decay is None else f"depth {at}, {label}",
-            "params": members[at, decays],
+            "params": params,
             "weight_decay": weight_decay if decays else 0.0,
         }
         if lr is not None:
-            group["lr"] = lr * (1.0 if layer_decay is None else layer_decay) ** (deepest - at)
+            group["lr"] = lr * (layer_decay or 1.0) ** (max(depths.values()) - at)
         groups.append(group)
     return groups
 
@@ -105,21 +96,35 @@ _Owners = dict[str, tuple[Tensor, list[nn.Module]]]
 
 def _owners(model: nn.Module) -> _Owners:
     owners: _Owners = {}
-    first: dict[Tensor, str] = {}
-    for name, param in model.named_parameters(remove_duplicate=False):
-        if not param.requires_grad:
-            continue
+    for name, param in model.named_parameters():
         if is_lazy(param):
             raise ValueError(
                 f"{name} must have a shape, but is lazy: run the model once before its groups"
             )
-        name = first.setdefault(param, name)
-        owners.setdefault(name, (param, []))
-    for _, module in model.named_modules():
+        if param.requires_grad:
+            owners[name] = (param, [])
+    if not owners:
+        raise ValueError(
+            "the model must have parameters to train, got none: call requires_grad_() on those "
+            "that shall learn"
+        )
+    modules_of = {param: modules for param, modules in owners.values()}
+    for module in model.modules():
         for param in module.parameters(recurse=False):
-            if param in first:
-                owners[first[param]][1].append(module)
+            if param in modules_of:
+                modules_of[param].append(module)
     return owners
+
+
+def _members(
+    owners: _Owners, depths: dict[str, int], decay_embeddings: bool
+) -> list[tuple[tuple[int, bool], list[tuple[str, Tensor]]]]:
+    """Named parameters by depth and whether they decay, the shallow and the decaying first."""
+    members: dict[tuple[int, bool], list[tuple[str, Tensor]]] = {}
+    for name, (param, modules) in owners.items():
+        decays = _decays(name, param, modules, decay_embeddings)
+        members.setdefault((depths[name], decays), []).append((name, param))
+    return sorted(members.items(), key=lambda item: (item[0][0], not item[0][1]))
 
 
 def _decays(name: str, param: Tensor, modules: list[nn.Module], decay_embeddings: bool) -> bool:
@@ -127,11 +132,12 @@ def _decays(name: str, param: Tensor, modules: list[nn.Module], decay_embeddings
         return False
     if any(isinstance(module, _NORMS) for module in modules):
         return False
-    return decay_embeddings or not _embeds(modules)
+    return decay_embeddings or not _embeds(name, modules)
 
 
-def _embeds(modules: list[nn.Module]) -> bool:
-    return any(isinstance(module, _EMBEDDINGS) for module in modules)
+def _embeds(name: str, modules: list[nn.Module]) -> bool:
+    own = name.rpartition(".")[2]
+    return "embed" in own or "token" in own or any(isinstance(m, _EMBEDDINGS) for m in modules)
 
 
 def _depths(model: nn.Module, owners: _Owners) -> dict[str, int]:
@@ -152,11 +158,11 @@ def _depths(model: nn.Module, owners: _Owners) -> dict[str, int]:
     last = 0
     for name, block in blocks.items():
         last = number.get(block, last) if block else last
-        depths[name] = 0 if block is None and _embeds(owners[name][1]) else last
+        depths[name] = 0 if block is None and _embeds(name, owners[name][1]) else last
     for name in reversed(blocks):
         if blocks[name] is not None:
             break
-        if not _embeds(owners[name][1]):
+        if not _embeds(name, owners[name][1]):
             depths[name] = len(number) + 1
     return depths
 
