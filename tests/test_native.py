@@ -60,6 +60,33 @@ def test_threads_and_grains(isa: str) -> None:
         assert found == expected, (threads, grain)
 
 
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_measured_step_has_the_same_bits(dtype: str, isa: str) -> None:
+    for size, threads, grain in product((1, 1023, 1025, 5000), (1, 2), (1000, 4096)):
+        param = numbers(3, size, dtype, -3, 3)
+        grad = numbers(10, size, dtype, -30, 10, sparse=True)
+        m, v = np.zeros_like(param), np.zeros_like(param)
+        expected, state = reference.step(
+            param, grad, reference.initial_state(param, HYPER), HYPER, 0.5
+        )
+        before = param.copy()
+        (found,) = native.measured_step(
+            rows_of([param, grad, m, v]),
+            np.array([HYPER.coefficients(1, dtype, 0.5)]),
+            threads,
+            grain=grain,
+            isa=isa,
+        )
+        assert param.tobytes() == expected.tobytes()
+        update = before.astype(float) - param
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = np.where(before == 0, 0, np.abs(update / before))
+        vectors = (grad * 0.5, state["exp_avg"], state["exp_avg_sq"], update, param)
+        assert found[:5] == pytest.approx([np.sum(x.astype(float) ** 2) for x in vectors], 1e-12)
+        assert found[5:].tolist() == [relative.max(), np.sum((param == before) & (m != 0))]
+
+
 @pytest.mark.parametrize(
     "change",
     [{native.SIZE: -1}, {native.COEFFICIENTS: 1}, {native.COEFFICIENTS: -1}, {native.DTYPE: 2}],

@@ -7,6 +7,14 @@ def isas() -> list[str]: ...
 def step(
     rows: NDArray[np.int64], coefficients: NDArray[np.float64], threads: int, grain: int, isa: int
 ) -> None: ...
+def measured_step(
+    rows: NDArray[np.int64],
+    coefficients: NDArray[np.float64],
+    threads: int,
+    grain: int,
+    isa: int,
+    found: NDArray[np.float64],
+) -> None: ...
 def square_sum(
     rows: NDArray[np.int64], scale: float, threads: int, grain: int, isa: int
 ) -> tuple[float, float]: ...

@@ -21,6 +21,8 @@ PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, SIZE, COEFFICIENTS, DTYPE = ra
 COLUMNS = 8
 DTYPES = {"float32": 0, "float64": 1}
 
+MEASURES = 7  # columns of what a measured step finds; struct Measures there
+
 # What ``Watch.look`` answers, in bits; src/core/watch.hpp says what each means.
 MOVED, STRANGE, CHANGED, UNEVEN = 1, 2, 4, 8
 Watch = _core.Watch
@@ -57,6 +59,34 @@ def step(
         ValueError: a row or a setting is out of its range.
     """
     _core.step(rows, coefficients, threads or default_threads(), grain, _isa_index(isa))
+
+
+def measured_step(
+    rows: NDArray[np.int64],
+    coefficients: NDArray[np.float64],
+    threads: int | None = None,
+    *,
+    grain: int = GRAIN,
+    isa: str | None = None,
+) -> NDArray[np.float64]:
+    """As ``step``, with the same bits, and measures what it does while it does it.
+
+    Args:
+        rows: as ``step``'s,
+        coefficients: these too,
+        threads: and these,
+        grain: this,
+        isa: and this.
+
+    Returns:
+        (tensors, 7) float64: the sums of the squares of the gradient (unscaled), ``exp_avg``,
+        ``exp_avg_sq``, the update and the parameter after it; the largest update relative to its
+        weight; how many weights an update left as they were. Sums are right to rounding.
+    """
+    found = np.zeros((len(rows), MEASURES), np.float64)
+    workers = threads or default_threads()
+    _core.measured_step(rows, coefficients, workers, grain, _isa_index(isa), found)
+    return found
 
 
 def square_sum(

@@ -45,6 +45,19 @@ static void step(Matrix<const std::int64_t, 8> table,
                grain);
 }
 
+static void measured_step(Matrix<const std::int64_t, 8> table,
+                          Matrix<const double, adamas::coefficient_count> coefficients, int threads,
+                          std::int64_t grain, std::size_t isa,
+                          Matrix<double, adamas::measure_count> found) {
+  const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
+  const adamas::Row* rows = rows_of(table, sets, threads, grain, isa);
+  if (found.shape(0) != table.shape(0)) throw nb::value_error("measures are needed for each row");
+  const nb::gil_scoped_release release;
+  adamas::measured_step(rows, table.shape(0), coefficients.data(),
+                        adamas::isas()[isa].measuring_kernel, threads, grain,
+                        reinterpret_cast<adamas::Measures*>(found.data()));
+}
+
 static std::pair<double, double> square_sum(Matrix<const std::int64_t, 8> table, double scale,
                                             int threads, std::int64_t grain, std::size_t isa) {
   const adamas::Row* rows = rows_of(table, INT64_MAX, threads, grain, isa);
@@ -76,6 +89,8 @@ NB_MODULE(_core, module) {
   module.def("isas", isa_names);
   module.def("step", step, nb::arg("rows"), nb::arg("coefficients"), nb::arg("threads"),
              nb::arg("grain"), nb::arg("isa"));
+  module.def("measured_step", measured_step, nb::arg("rows"), nb::arg("coefficients"),
+             nb::arg("threads"), nb::arg("grain"), nb::arg("isa"), nb::arg("found"));
   module.def("square_sum", square_sum, nb::arg("rows"), nb::arg("scale"), nb::arg("threads"),
              nb::arg("grain"), nb::arg("isa"));
   module.def("exact_square_sum", exact_square_sum, nb::arg("rows"), nb::arg("scale"),

@@ -61,9 +61,49 @@ double sum_squares(const Row& row, double scale, std::int64_t begin, std::int64_
   return total;
 }
 
+// Steps a block, and measures it while it is in the innermost cache.
+template <class T>
+void step_and_measure(const Row& row, const double* coefficients, std::int64_t begin,
+                      std::int64_t end, Measures& found) {
+  constexpr std::int64_t block = 1024;
+  const T* p = static_cast<const T*>(row.param);
+  const T* grad = static_cast<const T*>(row.grad);
+  const T* m = static_cast<const T*>(row.exp_avg);
+  const T* v = static_cast<const T*>(row.exp_avg_sq);
+  const T unscale = static_cast<T>(coefficients[10]);
+  T before[block];
+  for (; begin < end; begin += block) {
+    const std::int64_t size = end - begin < block ? end - begin : block;
+    for (std::int64_t i = 0; i < size; ++i) before[i] = p[begin + i];
+    dispatch<T>(row, coefficients, begin, begin + size);
+    for (std::int64_t i = 0; i < size; ++i) {
+      const std::int64_t k = begin + i;
+      const double g = grad[k] * unscale, update = double(before[i]) - p[k];
+      const double size_of_update = update < 0 ? -update : update;
+      const double weight = before[i] < 0 ? -double(before[i]) : before[i];
+      found.grad += g * g;
+      found.exp_avg += double(m[k]) * m[k];
+      found.exp_avg_sq += double(v[k]) * v[k];
+      found.update += update * update;
+      found.param += double(p[k]) * p[k];
+      const double relative = weight > 0 ? size_of_update / weight : 0;
+      found.largest = relative > found.largest ? relative : found.largest;
+      found.stalled += p[k] == before[i] && m[k] != 0 ? 1 : 0;
+    }
+  }
+}
+
 }  // namespace
 
 namespace ADAMAS_ISA {
+
+void measuring_kernel(const Row& row, const double* coefficients, std::int64_t begin,
+                      std::int64_t end, Measures& found) {
+  if (row.dtype == float64)
+    step_and_measure<double>(row, coefficients, begin, end, found);
+  else
+    step_and_measure<float>(row, coefficients, begin, end, found);
+}
 
 double square_sum(const Row& row, double scale, std::int64_t begin, std::int64_t end) {
   return row.dtype == float64 ? sum_squares<double>(row, scale, begin, end)

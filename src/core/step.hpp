@@ -11,4 +11,8 @@ namespace adamas {
 void step(const Row* rows, std::int64_t row_count, const double* coefficients, Kernel kernel,
           int threads, std::int64_t grain);
 
+// The same, with the same bits, and measures each row.
+void measured_step(const Row* rows, std::int64_t row_count, const double* coefficients,
+                   MeasuringKernel kernel, int threads, std::int64_t grain, Measures* found);
+
 }  // namespace adamas

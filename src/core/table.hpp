@@ -26,6 +26,18 @@ constexpr int coefficient_count = 12;  // columns of the coefficient table, floa
 using Kernel = void (*)(const Row& row, const double* coefficients, std::int64_t begin,
                         std::int64_t end);
 
+// What a measured step says of a row: five sums of squares, of its gradient (unscaled), its
+// moments, its update and its parameter after it; the largest update relative to its weight; how
+// many weights an update left as they were.
+struct Measures {
+  double grad, exp_avg, exp_avg_sq, update, param, largest, stalled;
+};
+constexpr int measure_count = 7;
+
+// As Kernel, and adds what it measures.
+using MeasuringKernel = void (*)(const Row& row, const double* coefficients, std::int64_t begin,
+                                 std::int64_t end, Measures& found);
+
 constexpr std::int64_t square_sum_block = 2048;  // elements that are summed at a time
 
 // The sum of the squares of `scale` times elements [begin, end) of a row's gradient, in float64 and

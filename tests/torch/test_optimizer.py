@@ -496,3 +496,18 @@ def test_the_table_is_kept_while_nothing_moves() -> None:
     train(optimizer, 1, 4)
     assert optimizer._plan is plan
     assert adamas.torch.Adam is Adam
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_a_compiled_step_has_the_bits_of_a_plain_one() -> None:
+    ends = []
+    for compiled in (False, True):
+        here = params()
+        optimizer = AdamW(here, lr=0.1)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for number in range(3):
+            for p in here:
+                p.grad = torch.full_like(p, number - 0.5)
+            step()
+        ends.append([p.detach() for p in here])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))

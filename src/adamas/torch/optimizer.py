@@ -13,7 +13,9 @@ from torch.optim import optimizer as _torch
 
 from ..norm import clip_factor
 from .checkpoint import pack, unpack
-from .plan import Plan, hyper_of
+from .groupoptions import hyper_of
+from .plan import Plan
+from .statistics import Statistics
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -64,6 +66,7 @@ class Adam(Optimizer):
     skip_nonfinite: bool
     last_grad_norm: float | None
     skipped_steps: int
+    _statistics: Statistics | None
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class Adam(Optimizer):
         self.max_grad_norm, self.skip_nonfinite = max_grad_norm, bool(skip_nonfinite)
         self.skipped_steps, self.last_grad_norm = 0, None
         self._plan: Plan | None = None
+        self._measuring, self._statistics = False, None
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -157,6 +161,8 @@ class Adam(Optimizer):
     # a small model even where there are none.
     step.hooked = True  # type: ignore[attr-defined]
 
+    # Compiled, the step would be traced into NumPy and the core: it runs as it is.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
@@ -171,11 +177,39 @@ class Adam(Optimizer):
                 if not plan.look(groups):
                     raise RuntimeError("a parameter or its state was moved while it was stepped")
             factors = self._factors(plan)
-            if factors:
-                plan.step(groups, *factors)
-            else:
+            if factors is None:
                 self.skipped_steps += 1
+                return loss
+            found = plan.step(groups, *factors, self._measuring)
+            self._statistics = Statistics(found) if self._measuring else None
+            self._measuring = False
         return loss
+
+    def measure_next_step(self) -> None:
+        """Lets the next step find its statistics while it steps, without a pass of its own."""
+        self._measuring = True
+
+    @torch.no_grad()
+    def statistics(self) -> Statistics:
+        """What the last step did: norms, the largest relative update, stalled weights.
+
+        After ``measure_next_step()`` and a step, what that step has found. Else it is worked out
+        from the states by an extra pass, to rounding, and for gradients that are still there.
+
+        Returns:
+            By parameter and by group; ``print`` shows a table. Of sharded parameters it is the
+            whole, for which all processes of the mesh must ask.
+
+        Raises:
+            ValueError: there has been no step.
+        """
+        if self._statistics is not None:
+            return self._statistics
+        if not self.state:
+            raise ValueError("there are no statistics before the first step: call step() first")
+        groups = self.param_groups
+        params = [param for group in groups for param in group["params"]]
+        return Statistics((self._plan or Plan(groups, params, self.state)).recall(groups))
 
     def _factors(self, plan: Plan) -> tuple[float, float] | None:
         """What unscales and what clips the gradients of a step, None if it is to be skipped."""
@@ -246,6 +280,7 @@ class Adam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled or copied optimizer; options that it lacks get their defaults."""
         self._plan = None
+        self._measuring, self._statistics = False, None
         super().__setstate__(_OWN | state)
         for group in self.param_groups:
             for option in ("amsgrad", "maximize", "capturable", "differentiable"):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from functools import lru_cache
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,22 +14,15 @@ from .. import native
 from ..hyper import Coefficients, Hyper
 from . import plain
 from .gradnorm import Part, rows_of, squared_norm
+from .groupoptions import hyper_of
 from .layout import COMPUTE, is_dense_on_cpu
 from .sharding import local, local_like, shards_of
-from .state import State, check_grad, check_param, check_state, moment_names, zero_states
+from .state import Entry, State, check_grad, check_param, check_state, moment_names, zero_states
+from .statistics import Found, columns_of, weights_before
 from .table import Table
 
 Groups = list[dict[str, Any]]  # torch's param_groups
 States = MutableMapping[Tensor, State]
-
-
-class Entry(NamedTuple):
-    """A parameter with a state."""
-
-    name: str
-    group: int
-    param: Tensor
-    state: State
 
 
 class Plan:
@@ -51,7 +43,7 @@ class Plan:
         takes = [
             is_dense_on_cpu(local(e.param)) and not _differentiable(groups, e) for e in entries
         ]
-        fast = list(compress(entries, takes))
+        self._fast = fast = list(compress(entries, takes))
         self._plain = list(compress(entries, (not taken for taken in takes)))
         sets = [(e.group, COMPUTE[e.param.dtype]) for e in fast]
         self._sets = list(dict.fromkeys(sets))
@@ -124,13 +116,19 @@ class Plan:
             answer = shards.all_reduce(answer.int(), least=True) if shards else answer
         return bool(answer)
 
-    def step(self, groups: Groups, unscale: float = 1.0, clip: float = 1.0) -> None:
+    def step(
+        self, groups: Groups, unscale: float = 1.0, clip: float = 1.0, measure: bool = False
+    ) -> list[Found]:
         """Steps every parameter that had a gradient at the last look, or raises and touches none.
 
         Args:
             groups: the parameter groups.
             unscale: what the gradients are multiplied with first,
             clip: and then.
+            measure: whether to find out what the step does.
+
+        Returns:
+            What was found, if so.
         """
         hypers = [hyper_of(group) for group in groups]
         pending = []
@@ -141,18 +139,35 @@ class Plan:
                 state = {key: local(value) for key, value in entry.state.items()}
                 pairs = plain.step(local(entry.param), grad, state, hyper, unscale, clip)
                 pending.append((entry, list(pairs)))
-        self._step_table(hypers, unscale, clip)
-        for entry, values in pending:
+        found = self._step_table(hypers, unscale, clip, measure)
+        for (entry, values), (_, grad) in zip(pending, grads, strict=True):
+            before = local(entry.param).detach().clone() if measure else None
             with torch.set_grad_enabled(_differentiable(groups, entry)):
                 for target, value in values:
                     target.copy_(value)
             entry.state["step"] += 1
+            if before is not None:
+                found.append(Found(*entry, columns_of(entry, grad * unscale, before)))
+        return found
 
-    def _step_table(self, hypers: list[Hyper], unscale: float, clip: float) -> None:
+    def recall(self, groups: Groups) -> list[Found]:
+        """What the last step of each parameter did, by an extra pass over its state."""
+        found = []
+        for entry in (*self._fast, *self._plain):
+            if entry.state["step"]:
+                before = weights_before(entry, hyper_of(groups[entry.group]))
+                grad = entry.param.grad
+                given = None if grad is None else local_like(grad, entry.param)
+                found.append(Found(*entry, columns_of(entry, given, before)))
+        return found
+
+    def _step_table(
+        self, hypers: list[Hyper], unscale: float, clip: float, measure: bool
+    ) -> list[Found]:
         table = self._table
         params, rows, steps = table.params, table.rows, table.steps
         if not params:
-            return
+            return []
         if self._even:
             kinds = [[number, int(steps[0])] for number in range(len(self._sets))]
         else:
@@ -171,46 +186,16 @@ class Plan:
         # This and the counting go first, while what they touch is still in the caches.
         torch.autograd.graph.increment_version(params)
         table.advance()
+        stepper = native.measured_step if measure else native.step
         try:
-            native.step(rows, table_of_them, torch.get_num_threads())
+            columns = stepper(rows, table_of_them, torch.get_num_threads())
         except BaseException:
             table.take_back()
             raise
-
-
-def hyper_of(group: dict[str, Any]) -> Hyper:
-    """A parameter group's hyperparameters, checked; tensors of one element count as numbers."""
-    try:
-        beta1, beta2 = group["betas"]
-    except (TypeError, ValueError):
-        raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']!r}") from None
-    return _hyper(
-        _number("lr", group["lr"]),
-        _number("beta1", beta1),
-        _number("beta2", beta2),
-        _number("eps", group["eps"]),
-        _number("weight_decay", group["weight_decay"]),
-        group["amsgrad"],
-        group["maximize"],
-        group["decoupled_weight_decay"],
-    )
-
-
-def _number(name: str, value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if value.numel() != 1:
-        raise ValueError(
-            f"{name} must be a number or a tensor of one element, got shape {tuple(value.shape)}"
-        )
-    return value.item()
-
-
-@lru_cache(maxsize=1024)
-def _hyper(
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, *options: bool
-) -> Hyper:
-    return Hyper(lr, (beta1, beta2), eps, weight_decay, *options)
+        if columns is None:
+            return []
+        entries = compress(self._fast, steps >= 0)
+        return [Found(*entry, row) for entry, row in zip(entries, columns, strict=True)]
 
 
 def _entries(groups: Groups, states: States) -> Iterator[Entry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,16 @@ from .layout import is_dense, lies_like
 from .sharding import alike, local, local_like
 
 State = dict[str, Any]  # step: int; exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq
+
+
+class Entry(NamedTuple):
+    """A parameter with its state, what errors call it, and the number of its group."""
+
+    name: str
+    group: int
+    param: Tensor
+    state: State
+
 
 _LAYOUTS = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
 _MOMENT_TYPES = {

@@ -1,0 +1,160 @@
+"""What a step did: norms of gradients, moments, updates and weights, by parameter and group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..hyper import Hyper
+from .plain import real
+from .sharding import local, shards_of
+from .state import Entry, State
+
+_SUMS = 5  # the first of the columns of native.measured_step; then a maximum, then a count
+_HEADINGS = (
+    "parameter",
+    "elements",
+    "|gradient|",
+    "|exp_avg|",
+    "|exp_avg_sq|",
+    "|update|",
+    "|weight|",
+    "largest update/weight",
+    "stalled",
+)
+
+
+class Measures(NamedTuple):
+    """One parameter's or one group's share in a step; norms are Euclidean."""
+
+    name: str
+    """The parameter's name, or which group."""
+    group: int
+    """The number of its parameter group."""
+    elements: int
+    """Of the whole parameter, where it is sharded."""
+    grad_norm: float
+    """Of the gradient, unscaled and before clipping; NaN where it is gone."""
+    exp_avg_norm: float
+    """Of the first moment."""
+    exp_avg_sq_norm: float
+    """Of the second moment."""
+    update_norm: float
+    """Of the weights before the step less those after it."""
+    param_norm: float
+    """Of the weights after the step."""
+    largest_relative_update: float
+    """The largest of an update's size divided by its weight's; weights of 0 do not count."""
+    stalled: float
+    """The share of weights that an update was too small to change, from 0 to 1."""
+
+
+class Found(NamedTuple):
+    """What a step did to the part of an entry that this process holds."""
+
+    name: str
+    group: int
+    param: Tensor
+    state: State
+    columns: NDArray[np.float64]
+    """Those of ``native.measured_step``."""
+
+
+class Statistics:
+    """What a step did to each parameter that had a gradient; ``print`` shows it as a table.
+
+    Attributes:
+        parameters: a ``Measures`` for each.
+        groups: one for each parameter group.
+    """
+
+    def __init__(self, found: Sequence[Found]) -> None:
+        columns = _over_all(found)
+        self.parameters = [
+            _finish(f.name, f.group, f.param.numel(), row)
+            for f, row in zip(found, columns, strict=True)
+        ]
+        self.groups = []
+        for group in sorted({f.group for f in found}):
+            chosen = [i for i, f in enumerate(found) if f.group == group]
+            row = columns[chosen].sum(0)
+            row[_SUMS] = columns[chosen, _SUMS].max()
+            elements = sum(found[i].param.numel() for i in chosen)
+            self.groups.append(_finish(f"group {group}", group, elements, row))
+
+    def __str__(self) -> str:
+        """A line a parameter, then a line a group."""
+        lines = [_HEADINGS, *map(_cells, (*self.parameters, *self.groups))]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        )
+
+
+def columns_of(entry: Entry, grad: Tensor | None, before: Tensor) -> NDArray[np.float64]:
+    """The columns of ``native.measured_step`` for one parameter after its step, in torch.
+
+    Args:
+        entry: the parameter with its state.
+        grad: the part of the gradient that this process holds, unscaled; None if it is gone.
+        before: that part of the parameter before the step, as real numbers.
+    """
+    m, v = (real(local(entry.state[key])) for key in ("exp_avg", "exp_avg_sq"))
+    before, after = real(before), real(local(entry.param).detach())
+    update = before.double() - after.double()
+    sums = [float(tensor.double().square().sum()) for tensor in (m, v, update, after)]
+    known = math.nan if grad is None else float(real(grad).double().square().sum())
+    relative = (update / before.double())[before != 0].abs()
+    largest = float(relative.max()) if relative.numel() else 0.0
+    stalled = int(((before.to(after.dtype) == after) & (m != 0)).sum())
+    return np.array([known, *sums, largest, stalled], np.float64)
+
+
+def weights_before(entry: Entry, hyper: Hyper) -> Tensor:
+    """What a parameter was before its last step, to rounding: real numbers in float64.
+
+    ``p_before = (p + step_size * m / d) / (1 - decay)``, of the step's equation.
+    """
+    c = hyper.coefficients(entry.state["step"], "float64")
+    root = "max_exp_avg_sq" if hyper.amsgrad else "exp_avg_sq"
+    m, v = (real(local(entry.state[key])).double() for key in ("exp_avg", root))
+    d = v.sqrt() * c.denom_scale + c.eps
+    param = real(local(entry.param).detach()).double()
+    return (param + c.step_size * m / d) / (1 - c.decay)
+
+
+def _over_all(found: Sequence[Found]) -> NDArray[np.float64]:
+    """The columns over all processes that hold parts of the parameters."""
+    columns = np.array([f.columns for f in found], np.float64).reshape(-1, _SUMS + 2)
+    shards = [shards_of(f.param) for f in found]
+    for each in dict.fromkeys(shards):
+        if each is not None:
+            chosen = [i for i, s in enumerate(shards) if s == each]
+            part = columns[chosen]
+            columns[chosen] = each.all_reduce(torch.from_numpy(part.copy())).numpy()
+            # The least of the negatives is the largest.
+            largest = each.all_reduce(torch.from_numpy(-part[:, _SUMS]), least=True)
+            columns[chosen, _SUMS] = -largest.numpy()
+    return columns
+
+
+def _finish(name: str, group: int, elements: int, row: NDArray[np.float64]) -> Measures:
+    norms = np.sqrt(row[:_SUMS]).tolist()
+    largest, stalled = row[_SUMS:].tolist()
+    return Measures._make([name, group, elements, *norms, largest, stalled / max(elements, 1)])
+
+
+def _cells(measures: Measures) -> tuple[str, ...]:
+    name, _, elements, *norms, largest, stalled = measures
+    numbers = [f"{value:.3g}" for value in (*norms, largest)]
+    return (name, f"{elements:,}", *numbers, f"{stalled:.1%}")

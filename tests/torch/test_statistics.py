@@ -1,0 +1,130 @@
+"""What a step says it did, measured in the step or worked out after it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adamas.torch import Adam, AdamW
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.complex64)
+
+
+def params(dtype: torch.dtype) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    shapes = ((3000,), (0,), (), (40, 30))
+    made = [nn.Parameter(torch.randn(s, dtype=dtype)) for s in shapes]
+    made[0].data[:100] = 0
+    return made
+
+
+def optimizer(rule: type[Adam], made: list[nn.Parameter], **options: Any) -> Adam:
+    groups = [{"params": made[:2]}, {"params": made[2:], "lr": 1e-9}]
+    return rule(groups, lr=0.01, **options)
+
+
+def give_grads(made: list[nn.Parameter]) -> None:
+    for p in made[:3]:
+        p.grad = torch.randn_like(p)
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(wide(tensor)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("rule", "amsgrad"), [(Adam, False), (AdamW, True)])
+def test_measures(rule: type[Adam], amsgrad: bool, asked: bool, dtype: torch.dtype) -> None:
+    made = params(dtype)
+    ours = optimizer(rule, made, amsgrad=amsgrad, weight_decay=0.1 * (rule is AdamW))
+    for _ in range(3):
+        give_grads(made)
+        before = [p.detach().clone() for p in made]
+        if asked:
+            ours.measure_next_step()
+        ours.step()
+    found = ours.statistics()
+    assert [m.name for m in found.parameters] == [
+        "parameter 0 of group 0",
+        "parameter 1 of group 0",
+        "parameter 0 of group 1",
+    ]
+    # Without asking, a weight before the step is only known to the rounding of the one after it.
+    loose = 1e-9 if asked else 0.1 if dtype == torch.bfloat16 else 1e-3
+    for measures, p, old in zip(found.parameters, made, before, strict=False):
+        state = ours.state[p]
+        assert measures.elements == p.numel()
+        assert measures.grad_norm == pytest.approx(norm(p.grad), rel=1e-9)
+        assert measures.exp_avg_norm == pytest.approx(norm(state["exp_avg"]), rel=1e-9)
+        assert measures.param_norm == pytest.approx(norm(p), rel=1e-9)
+        if asked or measures.group == 0:
+            assert measures.update_norm == pytest.approx(norm(wide(old) - wide(p)), rel=loose)
+    first, _, still = found.parameters
+    assert still.stalled >= (0 if dtype == torch.float64 else 1)  # lr = 1e-9 changes nothing
+    assert first.stalled < 0.5
+    one, two = found.groups
+    assert (one.elements, two.elements) == (3000, 1)
+    assert one.grad_norm == pytest.approx(math.hypot(first.grad_norm, 0))
+    assert two.stalled == still.stalled
+    assert len(str(found).splitlines()) == 1 + 3 + 2
+
+
+def test_the_largest_relative_update() -> None:
+    p = nn.Parameter(torch.tensor([2.0, -0.5, 0.0]))
+    p.grad = torch.tensor([1.0, -1.0, 1.0])
+    ours = Adam([("weight", p)], lr=0.1)
+    ours.measure_next_step()
+    ours.step()
+    (measures,) = ours.statistics().parameters
+    assert measures.name == "weight"
+    assert measures.largest_relative_update == pytest.approx(0.2, rel=1e-6)
+    assert measures.stalled == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_measuring_changes_no_bit(dtype: torch.dtype) -> None:
+    here, there = params(dtype), params(dtype)
+    one, other = optimizer(AdamW, here, max_grad_norm=1.0), optimizer(AdamW, there)
+    other.max_grad_norm = 1.0
+    for _ in range(3):
+        give_grads(here)
+        for p, q in zip(here, there, strict=True):
+            q.grad = None if p.grad is None else p.grad.clone()
+        one.measure_next_step()
+        one.step()
+        other.step()
+        assert all(torch.equal(p, q) for p, q in zip(here, there, strict=True))
+    unscaled = [m.grad_norm for m in one.statistics().parameters]
+    assert math.hypot(*unscaled) == pytest.approx(one.last_grad_norm)
+
+
+def test_each_step_must_be_asked_for() -> None:
+    made = params(torch.float32)
+    ours = optimizer(Adam, made)
+    with pytest.raises(ValueError, match="no statistics before the first step"):
+        ours.statistics()
+    give_grads(made)
+    ours.measure_next_step()
+    ours.step()
+    exact = ours.statistics()
+    assert ours.statistics() is exact
+    ours.step()
+    assert ours.statistics() is not exact
+    ours.zero_grad()
+    assert math.isnan(ours.statistics().parameters[0].grad_norm)
+    loaded = optimizer(Adam, copy.deepcopy(made))
+    loaded.load_state_dict(ours.state_dict())
+    assert np.isclose(
+        loaded.statistics().groups[0].update_norm, ours.statistics().groups[0].update_norm
+    )
