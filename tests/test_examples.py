@@ -24,6 +24,7 @@ RUNS = {
     "compiled_loop": ("torch", ACCURACY),
     "functional": ("torch", ACCURACY),
     "huggingface_trainer": ("transformers", r"[23]\.\d+ bits a byte .*; resumed: the same bits"),
+    "tensorboard_statistics": ("tensorboard", r"32 curves; " + ACCURACY),
     "lightning_module": ("lightning", ACCURACY + ", resumed: the same bits"),
 }
 
