@@ -284,6 +284,19 @@ def test_row_43_a_parameter_twice_in_a_group() -> None:
         Adam([{"params": [p]}, {"params": [p]}])
 
 
+def test_row_45_no_step_asks_a_tensor_for_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device each such question would wait for it."""
+    params = [nn.Parameter(torch.ones(3)) for _ in range(4)]
+    optimizer = AdamW(params, max_grad_norm=1.0)
+    asked = []
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, name=name: asked.append(name))
+    for _ in range(3):
+        grads(params)
+        optimizer.step()
+    assert asked == []
+
+
 def test_row_46_nothing_is_left_behind_by_a_step() -> None:
     params = [nn.Parameter(torch.ones(3)) for _ in range(10)]
     optimizer = AdamW(params)

@@ -43,10 +43,12 @@ def squared_norm(parts: Sequence[Part], unscale: float) -> float:
     threads = torch.get_num_threads()
     total = error = 0.0
     for shards, rows in parts:
-        part = torch.tensor(native.square_sum(rows, unscale, threads), dtype=torch.float64)
-        value, bound = (shards.all_reduce(part) if shards else part).tolist()
-        total += value
-        error += bound + value * 2.0**-52 * (shards.size if shards else 1)
+        value, bound = native.square_sum(rows, unscale, threads)
+        if shards:
+            part = torch.tensor([value, bound], dtype=torch.float64)
+            value, bound = shards.all_reduce(part).tolist()
+            bound += value * 2.0**-52 * shards.size  # of the addition over processes
+        total, error = total + value, error + bound + value * 2.0**-52
     # Every process has the same figures here, so all of them go on or none.
     rounded = rounded_estimate(total, error)
     if rounded is not None:
