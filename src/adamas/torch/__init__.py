@@ -7,8 +7,17 @@ except ImportError as error:
         "adamas.torch needs PyTorch 2.6 or newer: install it with `pip install 'adamas[torch]'`"
     ) from error
 
+from .convert import Converted, Report, convert_state_dict
 from .groups import decay_groups
 from .optimizer import Adam, AdamW
 from .release import step_in_backward
 
-__all__ = ["Adam", "AdamW", "decay_groups", "step_in_backward"]
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Converted",
+    "Report",
+    "convert_state_dict",
+    "decay_groups",
+    "step_in_backward",
+]

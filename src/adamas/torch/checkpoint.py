@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def pack(state: Mapping[Any, State], groups: list[dict[str, Any]]) -> StateDict:
     for param in params:
         position.setdefault(id(param), len(position))
     packed_state = {
-        (position[id(key)] if isinstance(key, Tensor) else key): _pack_state(value)
+        (position[id(key)] if isinstance(key, Tensor) else key): pack_state(value)
         for key, value in state.items()
     }
     packed_groups = [
@@ -43,7 +43,8 @@ def pack(state: Mapping[Any, State], groups: list[dict[str, Any]]) -> StateDict:
     return {"state": packed_state, "param_groups": packed_groups}
 
 
-def _pack_state(state: State) -> State:
+def pack_state(state: State) -> State:
+    """A state with its step count as torch.optim keeps it."""
     step = state.get("step")
     if not isinstance(step, int):
         return dict(state)
@@ -51,90 +52,155 @@ def _pack_state(state: State) -> State:
     return state | {"step": torch.tensor(step, dtype=dtype)}
 
 
-def unpack(optimizer: Adam, state_dict: StateDict) -> tuple[dict[Any, State], list[dict[str, Any]]]:
+class Match(NamedTuple):
+    """Which parameters of an optimizer found their state in a checkpoint.
+
+    Attributes:
+        by_name: how many were matched by their names.
+        by_position: how many were matched by their places in the groups.
+        missing: those of the optimizer that the checkpoint does not have.
+        extra: those of the checkpoint that the optimizer does not have.
+    """
+
+    by_name: int
+    by_position: int
+    missing: list[str]
+    extra: list[str]
+
+
+def unpack(
+    optimizer: Adam, state_dict: StateDict, strict: bool = True
+) -> tuple[dict[Any, State], list[dict[str, Any]], Match]:
     """What ``state_dict`` says, as states by parameter and as parameter groups; all checked.
 
     Returns:
-        Copies in the memory layout of the parameters. Moments keep float32 where parameters have
-        16 bits. The optimizer is left as it is.
+        Copies in the memory layout of the parameters, and what matched. Moments keep float32 where
+        parameters have 16 bits. The optimizer is left as it is; unless strict, so are the states
+        of parameters that ``state_dict`` lacks, and all options where it has more groups or fewer.
 
     Raises:
         ValueError: the state dictionary is foreign, or of another model.
     """
-    saved_groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
-    saved_state = state_dict.get("state") if isinstance(state_dict, Mapping) else None
-    if not (
-        isinstance(saved_state, Mapping)
-        and isinstance(saved_groups, list)
-        and all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in saved_groups)
-    ):
-        raise ValueError(
-            "the state dictionary must have 'state' and 'param_groups' in the form of "
-            f"torch.optim.Adam's state_dict(), got {type(state_dict).__name__}"
-        )
-    saved_sizes = [len(group["params"]) for group in saved_groups]
+    saved_state, saved_groups = parts(state_dict)
     if not all("betas" in group for group in saved_groups):
         raise ValueError(
             "the state dictionary has parameter groups without betas: it is not Adam's"
         )
     groups = optimizer.param_groups
+    if strict:
+        _check_sizes(saved_groups, groups)
+    new_groups = [dict(group) for group in groups]
+    if len(groups) == len(saved_groups):
+        new_groups = [
+            optimizer.complete_group(
+                deepcopy({k: v for k, v in saved.items() if k not in ("params", "param_names")})
+                | {k: group[k] for k in ("params", "param_names") if k in group}
+            )
+            for saved, group in zip(saved_groups, groups, strict=True)
+        ]
+    pairs, match = _matches(saved_groups, new_groups, strict)
+    states: dict[Any, State] = {}
+    for key, param, name, amsgrad in pairs:
+        if key is None:
+            states |= {param: optimizer.state[param]} if param in optimizer.state else {}
+        elif saved_state.get(key):
+            states[param] = _unpack_state(saved_state[key], param, amsgrad, name)
+    listed = {key for group in saved_groups for key in group["params"]}
+    unknown = [key for key in saved_state if isinstance(key, int) and key not in listed]
+    if unknown and strict:
+        raise ValueError(f"the state dictionary has states {unknown[:5]} of no parameter")
+    match.extra.extend(f"state {key}" for key in unknown)
+    extra = {k: deepcopy(v) for k, v in saved_state.items() if not isinstance(k, int)}
+    return states | extra, new_groups, match
+
+
+def parts(state_dict: StateDict) -> tuple[Mapping[Any, Any], list[Any]]:
+    """The states and the parameter groups of a state dictionary.
+
+    Raises:
+        ValueError: it has not both.
+    """
+    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    states = state_dict.get("state") if isinstance(state_dict, Mapping) else None
+    if not (
+        isinstance(states, Mapping)
+        and isinstance(groups, list)
+        and all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
+    ):
+        raise ValueError(
+            "the state dictionary must have 'state' and 'param_groups' in the form of "
+            f"torch.optim.Adam's state_dict(), got {type(state_dict).__name__}"
+        )
+    return states, groups
+
+
+def _check_sizes(saved_groups: list[Any], groups: list[dict[str, Any]]) -> None:
     if len(groups) != len(saved_groups):
         raise ValueError(
             "loaded state dict has a different number of parameter groups: "
             f"{len(saved_groups)}, this optimizer {len(groups)}"
         )
+    saved_sizes = [len(group["params"]) for group in saved_groups]
     sizes = [len(group["params"]) for group in groups]
     if sizes != saved_sizes:
         raise ValueError(
             "loaded state dict contains a parameter group that doesn't match the size of "
             f"optimizer's group: {saved_sizes} parameters in its groups, {sizes} here"
         )
-    new_groups = [
-        optimizer.complete_group(
-            deepcopy({k: v for k, v in saved.items() if k not in ("params", "param_names")})
-            | {k: group[k] for k in ("params", "param_names") if k in group}
-        )
-        for saved, group in zip(saved_groups, groups, strict=True)
-    ]
-    states: dict[Any, State] = {}
-    known: set[Any] = set()
-    for key, param, name, amsgrad in _matches(saved_groups, new_groups):
-        known.add(key)
-        if saved_state.get(key):
-            states[param] = _unpack_state(saved_state[key], param, amsgrad, name)
-    if unknown := [key for key in saved_state if isinstance(key, int) and key not in known]:
-        raise ValueError(f"the state dictionary has states {unknown[:5]} of no parameter")
-    extra = {k: deepcopy(v) for k, v in saved_state.items() if not isinstance(k, int)}
-    return states | extra, new_groups
 
 
 def _matches(
-    saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]
-) -> list[tuple[Any, Tensor, str, bool]]:
-    """Which saved state belongs to which parameter: by name where both sides know the names."""
+    saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]], strict: bool
+) -> tuple[list[tuple[Any, Tensor, str, bool]], Match]:
+    """Which saved state belongs to which parameter, None for none.
+
+    By name where both sides know the names, else by the place in the group.
+    """
     keys = list(chain.from_iterable(group["params"] for group in saved_groups))
     params = [(p, group["amsgrad"]) for group in groups for p in group["params"]]
-    saved_names, names = _names(saved_groups), _names(groups)
+    saved_names, names = names_of(saved_groups), names_of(groups)
     if saved_names is None or names is None:
-        return [
-            (key, param, f"parameter {i}", amsgrad)
-            for i, (key, (param, amsgrad)) in enumerate(zip(keys, params, strict=True))
-        ]
-    if set(saved_names) != set(names):
-        missing, unexpected = set(names) - set(saved_names), set(saved_names) - set(names)
+        return _matches_by_position(saved_groups, groups)
+    missing = [name for name in names if name not in set(saved_names)]
+    extra = [name for name in saved_names if name not in set(names)]
+    if strict and (missing or extra):
         raise ValueError(
-            "the state dictionary is of other parameters than these: it lacks "
-            f"{sorted(missing)[:5]} and has {sorted(unexpected)[:5]} beyond them. To match by "
+            f"the state dictionary is of other parameters than these: it lacks {missing[:5]} and "
+            f"has {extra[:5]} beyond them. To load what matches, give strict=False; to match by "
             "position, delete 'param_names' from its param_groups"
         )
     key_of = dict(zip(saved_names, keys, strict=True))
-    return [
-        (key_of[name], param, name, amsgrad)
+    pairs = [
+        (key_of.get(name), param, name, amsgrad)
         for name, (param, amsgrad) in zip(names, params, strict=True)
     ]
+    return pairs, Match(len(names) - len(missing), 0, missing, extra)
 
 
-def _names(groups: list[dict[str, Any]]) -> list[str] | None:
+def _matches_by_position(
+    saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]
+) -> tuple[list[tuple[Any, Tensor, str, bool]], Match]:
+    if len(saved_groups) != len(groups):
+        raise ValueError(
+            f"the state dictionary has {len(saved_groups)} parameter groups, this optimizer "
+            f"{len(groups)}, and not both know their parameters' names: make the optimizers with "
+            "model.named_parameters(), or with as many groups"
+        )
+    pairs: list[tuple[Any, Tensor, str, bool]] = []
+    missing: list[str] = []
+    extra: list[str] = []
+    for saved, group in zip(saved_groups, groups, strict=True):
+        keys = saved["params"] + [None] * (len(group["params"]) - len(saved["params"]))
+        for key, param in zip(keys, group["params"], strict=False):
+            name = f"parameter {len(pairs)}"
+            pairs.append((key, param, name, group["amsgrad"]))
+            missing.extend([name] if key is None else [])
+        extra.extend(f"parameter {key}" for key in saved["params"][len(group["params"]) :])
+    return pairs, Match(0, len(pairs) - len(missing), missing, extra)
+
+
+def names_of(groups: list[dict[str, Any]]) -> list[str] | None:
+    """The names of the parameters of all groups, without wrappers' prefixes; None if unknown."""
     if not all("param_names" in group for group in groups):
         return None
     names = list(chain.from_iterable(group["param_names"] for group in groups))

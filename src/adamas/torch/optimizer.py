@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as _torch
 
 from ..norm import clip_factor
-from .checkpoint import pack, unpack
+from .checkpoint import Match, pack, unpack
 from .groupoptions import hyper_of
 from .plan import Plan
 from .statistics import Statistics
@@ -240,13 +240,22 @@ class Adam(Optimizer):
             state_dict = state_dict if replaced is None else replaced
         return state_dict
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]  # torch's returns nothing
+        self, state_dict: dict[str, Any], strict: bool = True
+    ) -> Match:
         """Takes over the states and groups of adamas's or torch.optim's Adam or AdamW.
 
         Parameters are matched by name where both sides know the names, else by position.
 
         Args:
-            state_dict: what ``state_dict()`` gave; it is copied.
+            state_dict: what ``state_dict()`` gave; it is copied. Other optimizers' goes through
+                ``adamas.torch.convert_state_dict`` first.
+            strict: refuse it unless it has each parameter, and no others. Else parameters that it
+                lacks keep their states, and where it has more groups or fewer, all groups keep
+                their options.
+
+        Returns:
+            How many parameters matched, by name or by position, and the missing and extra ones.
 
         Raises:
             ValueError: the state is foreign or of another model; the optimizer is left as it was.
@@ -256,7 +265,7 @@ class Adam(Optimizer):
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         with torch.no_grad():
-            states, groups = unpack(self, state_dict)
+            states, groups, match = unpack(self, state_dict, strict)
         self._plan = None
         self.state.clear()
         self.state.update(states)
@@ -265,6 +274,7 @@ class Adam(Optimizer):
             group.update(new)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+        return match
 
     def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
         """A parameter group of a checkpoint, with the options it lacks, checked."""
