@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
-    help="Adam at the speed of memory: train, predict and measure.",
+    help="Adam at the speed of memory: train, predict, convert and measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -174,6 +174,36 @@ def predict(
         score = score_text(prediction.score_name, prediction.score)
         rows = f"{prediction.scored:,} rows"
         typer.echo(f"{prediction.score_name} {score} on {rows} with a target", err=True)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint of torch.save.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the new one.")],
+    to: Annotated[str, typer.Option(help="torch or adamas, which load the same files.")] = "torch",
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint of the optimizer that it is for, to match it with."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Under which key the file has the optimizer's state.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Convert what matches, and say what does not.")
+    ] = False,
+    decoupled: Annotated[
+        bool | None,
+        typer.Option(
+            "--decoupled/--coupled",
+            help="Whether the weight decay is AdamW's.  [default: as the source says]",
+        ),
+    ] = None,
+) -> None:
+    """Convert the state of another Adam optimizer to torch.optim's and adamas's."""
+    from .convert import convert_file
+
+    typer.echo(str(convert_file(source, out, to, like, key, not partial, decoupled)))
+    typer.echo(f"{'written':<13}{out}")
 
 
 @app.command()

@@ -1,0 +1,113 @@
+"""Checkpoint files of other optimizers, turned into those of torch.optim and adamas."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..torch.convert import Report, convert_state_dict
+from ..torch.foreign import stand_ins
+from . import UserError, out_of_memory
+from .files import write_atomically
+
+
+def convert_file(
+    source: Path,
+    out: Path,
+    to: str,
+    like: Path | None = None,
+    key: str | None = None,
+    strict: bool = True,
+    decoupled_weight_decay: bool | None = None,
+) -> Report:
+    """Converts the optimizer's state in a file of ``torch.save``; all else in it is copied.
+
+    Args:
+        source: the file, which holds a state dictionary or a dictionary with one in it.
+        out: where to write it; what is there is replaced only by a whole file.
+        to: as in ``adamas.torch.convert_state_dict``, and so are the next but two.
+        like: a checkpoint of the optimizer that the result is for, its target.
+        key: where in the files' dictionaries the state is, if more than one could be meant.
+        strict: refuse a source that lacks parameters of ``like`` or has others.
+        decoupled_weight_decay: whether the decay is AdamW's.
+
+    Returns:
+        What was recognised and matched.
+
+    Raises:
+        UserError: a file cannot be read or written, or its state cannot be converted; then nothing
+            was written.
+    """
+    content = _load(source)
+    place, state_dict = _find(content, source, key)
+    target = _find(_load(like), like, key)[1] if like else None
+    try:
+        converted, report = convert_state_dict(
+            state_dict,
+            target,
+            to=to,
+            strict=strict,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source}: {error}") from None
+    whole = converted if place is None else dict(content) | {place: converted}
+    try:
+        write_atomically(out, lambda file: torch.save(whole, file))
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror or error}): choose another"
+        ) from None
+    return report
+
+
+def _load(path: Path) -> Any:
+    """A file of ``torch.save``, of which no code is run."""
+    try:
+        with torch.serialization.safe_globals(stand_ins()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: check the name") from None
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it holds {named[1]}: save tensors, numbers, texts, lists and dictionaries alone"
+            if named
+            else "it is damaged or of another program: give a file of torch.save"
+        )
+        raise UserError(f"{path} cannot be loaded, {reason}") from None
+    except (OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".partition(". ")[0]
+        raise UserError(
+            f"{path} cannot be loaded ({reason}): it must be a whole file of torch.save"
+        ) from None
+
+
+def _find(content: Any, path: Path, key: str | None) -> tuple[str | None, Any]:
+    """Under which key of a file an optimizer's state is, None if it is the whole, and the state."""
+    if key is None and _is_state(content):
+        return None, content
+    entries = content if isinstance(content, Mapping) else {}
+    keys = [name for name, value in entries.items() if _is_state(value)]
+    if key is not None:
+        if key not in entries:
+            raise UserError(f"--key must be one of {list(entries)} in {path}, got {key!r}")
+        return key, entries[key]
+    if len(keys) != 1:
+        shown = list(entries)[:10] or type(content).__name__
+        raise UserError(
+            f"{path} must hold one optimizer's state, with 'state' and 'param_groups', got "
+            + (f"those under {keys}: choose one with --key" if keys else f"{shown}")
+        )
+    return keys[0], entries[keys[0]]
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and "param_groups" in value and "state" in value
