@@ -138,14 +138,16 @@ def _check_sizes(saved_groups: list[Any], groups: list[dict[str, Any]]) -> None:
     if len(groups) != len(saved_groups):
         raise ValueError(
             "loaded state dict has a different number of parameter groups: "
-            f"{len(saved_groups)}, this optimizer {len(groups)}"
+            f"{len(saved_groups)}, this optimizer {len(groups)}; where both know the names of "
+            "their parameters, strict=False loads what matches"
         )
     saved_sizes = [len(group["params"]) for group in saved_groups]
     sizes = [len(group["params"]) for group in groups]
     if sizes != saved_sizes:
         raise ValueError(
             "loaded state dict contains a parameter group that doesn't match the size of "
-            f"optimizer's group: {saved_sizes} parameters in its groups, {sizes} here"
+            f"optimizer's group: {saved_sizes} parameters in its groups, {sizes} here; "
+            "strict=False loads what matches"
         )
 
 
