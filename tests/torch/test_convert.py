@@ -463,7 +463,16 @@ def test_matches_a_model_by_name() -> None:
     assert report.by_name == 3
     wrapped = nn.Module()
     wrapped.module = model  # as DistributedDataParallel names them
-    assert convert_state_dict(of("ab,c").state_dict(), wrapped).report.by_name == 3
+    converted, report = convert_state_dict(of("ab,c").state_dict(), wrapped)
+    assert report.by_name == 3
+    assert converted["param_groups"][1]["param_names"] == ["module.c"]
+    own = nn.Module()
+    own.my_module = model  # no wrapper, but a name that ends like one
+    with pytest.raises(ValueError, match=r"lacks \['my_module.a'"):
+        convert_state_dict(of("ab,c").state_dict(), own)
+    same = [("a", torch.ones(1)), ("module.a", torch.ones(1))]
+    with pytest.raises(ValueError, match=r"a name of its own, got \['a'\] twice"):
+        convert_state_dict(of("ab").state_dict(), same)
     assert convert_state_dict(of("cba").state_dict(), parameters("abc").items())[1].by_name == 3
     with pytest.raises(ValueError, match="which of the 2 groups"):
         convert_state_dict(
@@ -666,6 +675,7 @@ def test_convert_matches_with_another_checkpoint(adamas: Run) -> None:
         (["model.pt", "out.pt"], "must hold one optimizer's state"),
         (["good.pt", "out.pt", "--key=x"], "--key must be one of ['state', 'param_groups']"),
         (["two.pt", "out.pt", "--key=c"], "'c'"),
+        (["zero.pt", "out.pt"], "one rank's part of DeepSpeed's ZeRO"),
         (["sgd.pt", "out.pt"], "sgd.pt: the optimizer's state must be Adam's"),
         (["good.pt", "out.pt", "--to=tf"], "to must be 'torch' or 'adamas', got 'tf'"),
         (["good.pt", "none/out.pt"], "none/out.pt cannot be written"),
@@ -679,6 +689,7 @@ def test_a_bad_file_is_one_line_and_nothing_written(
     torch.save(good, "good.pt")
     torch.save({"a": good, "b": good}, "two.pt")
     torch.save({"w": torch.ones(2)}, "model.pt")
+    torch.save({"optimizer_state_dict": {"zero_stage": 2}}, "zero.pt")
     torch.save(torch_optim_sgd(), "sgd.pt")
     torch.save({"path": Path("x")}, "code.pt")
     Path("text.pt").write_text("hello")

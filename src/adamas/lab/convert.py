@@ -110,4 +110,7 @@ def _find(content: Any, path: Path, key: str | None) -> tuple[str | None, Any]:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and "param_groups" in value and "state" in value
+    # One rank's part of DeepSpeed's ZeRO has another form, and a message of its own.
+    return isinstance(value, Mapping) and (
+        ("param_groups" in value and "state" in value) or "zero_stage" in value
+    )

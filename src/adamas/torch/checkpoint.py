@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 StateDict = dict[str, Any]
 
-# Wrappers of a model put these before its parameters' names.
-_PREFIXES = ("module.", "_orig_mod.")
+# Wrappers of a model put these into its parameters' names.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def pack(state: Mapping[Any, State], groups: list[dict[str, Any]]) -> StateDict:
@@ -114,7 +114,7 @@ def unpack(
     return states | extra, new_groups, match
 
 
-def parts(state_dict: StateDict) -> tuple[Mapping[Any, Any], list[Any]]:
+def parts(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[Any]]:
     """The states and the parameter groups of a state dictionary.
 
     Raises:
@@ -160,7 +160,7 @@ def _matches(
     """
     keys = list(chain.from_iterable(group["params"] for group in saved_groups))
     params = [(p, group["amsgrad"]) for group in groups for p in group["params"]]
-    saved_names, names = names_of(saved_groups), names_of(groups)
+    saved_names, names = _names(saved_groups), _names(groups)
     if saved_names is None or names is None:
         return _matches_by_position(saved_groups, groups)
     missing = [name for name in names if name not in set(saved_names)]
@@ -201,18 +201,17 @@ def _matches_by_position(
     return pairs, Match(0, len(pairs) - len(missing), missing, extra)
 
 
-def names_of(groups: list[dict[str, Any]]) -> list[str] | None:
-    """The names of the parameters of all groups, without wrappers' prefixes; None if unknown."""
+def _names(groups: list[dict[str, Any]]) -> list[str] | None:
     if not all("param_names" in group for group in groups):
         return None
     names = list(chain.from_iterable(group["param_names"] for group in groups))
-    return [_bare(name) for name in names]
+    return [bare(name) for name in names]
 
 
-def _bare(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.replace(prefix, "")
-    return name
+def bare(name: str) -> str:
+    """A parameter's name without what wrappers of its model put into it."""
+    *modules, last = name.split(".")
+    return ".".join([*(part for part in modules if part not in _WRAPPERS), last])
 
 
 def _unpack_state(saved: State, param: Tensor, amsgrad: bool, name: str) -> State:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint import StateDict, names_of, pack_state, parts
+from .checkpoint import StateDict, bare, pack_state, parts
 from .foreign import Group, Layout, in_the_group, recognise
 from .groupoptions import hyper_of
 from .state import State, moment_names
@@ -26,13 +26,8 @@ Target = (
     | Iterable[tuple[str, Tensor]]
 )
 
-_DEFAULTS: Group = {
-    "maximize": False,
-    "foreach": None,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-}
+_DEFAULTS: Group = {"maximize": False, "capturable": False, "differentiable": False}
+_DEFAULTS |= {"foreach": None, "fused": None}
 # What peers keep beside the moments, and where it belongs if it is worth keeping.
 _ELSEWHERE = {
     "error_bits": "they complete the weights: save these in float32, by get_fp32_model_state_dict",
@@ -94,6 +89,16 @@ class _Found(NamedTuple):
     state: State
 
 
+class _Source(NamedTuple):
+    """What a state dictionary holds, in torch.optim's layout."""
+
+    name: str
+    params: list[_Found]
+    options: list[Group]
+    named: bool
+    notes: list[str]
+
+
 class _Wanted(NamedTuple):
     """A parameter of the target; where the group is None, it is the source's."""
 
@@ -137,22 +142,12 @@ def convert_state_dict(
     """
     if to not in FORMATS:
         raise ValueError(f"to must be {' or '.join(map(repr, FORMATS))}, got {to!r}")
-    if isinstance(state_dict, Mapping) and "zero_stage" in state_dict:
-        raise ValueError(
-            "the state must be whole, got one rank's part of DeepSpeed's ZeRO: gather it first, "
-            "with DeepSpeed's ds_to_universal"
-        )
-    states, raw_groups = parts(dict(state_dict) if isinstance(state_dict, Mapping) else state_dict)
-    groups, names = _named(raw_groups)
-    _check_keys(groups, states)
-    layout = recognise(groups, states.values())
-    found, options = _read_groups(layout, groups, states, names)
+    source = _read_source(state_dict)
+    kept, options = source.params, source.options
     if decoupled_weight_decay is not None:
         options = [o | {"decoupled_weight_decay": decoupled_weight_decay} for o in options]
-    kept, notes = _drop_foreign(found)
-    notes += _decay_notes(options)
-    wanted, named = _wanted(target, kept, names is not None)
-    by_name = named and names is not None
+    wanted, named = _wanted(target, kept, source.named)
+    by_name = named and source.named
     pairs, extra = _match(wanted, kept, len(options), by_name)
     missing = [entry.name for entry, one in pairs if one is None]
     if strict and (missing or extra):
@@ -163,7 +158,7 @@ def convert_state_dict(
     matched = len(pairs) - len(missing)
     result = _assemble(pairs, options, named)
     report = Report(
-        source=layout.name,
+        source=source.name,
         to=to,
         parameters=len(pairs),
         stepped=len(result["state"]),
@@ -171,9 +166,24 @@ def convert_state_dict(
         by_position=0 if by_name else matched,
         missing=missing,
         extra=extra,
-        notes=notes,
+        notes=source.notes + _decay_notes(options),
     )
     return Converted(result, report)
+
+
+def _read_source(state_dict: Mapping[str, Any]) -> _Source:
+    if isinstance(state_dict, Mapping) and "zero_stage" in state_dict:
+        raise ValueError(
+            "the state must be whole, got one rank's part of DeepSpeed's ZeRO: gather it first, "
+            "with DeepSpeed's ds_to_universal"
+        )
+    states, raw_groups = parts(state_dict)
+    groups, names = _named(raw_groups)
+    _check_keys(groups, states)
+    layout = recognise(groups, states.values())
+    found, options = _read_groups(layout, groups, states, names)
+    kept, notes = _drop_foreign(found)
+    return _Source(layout.name, kept, options, names is not None, notes)
 
 
 def _named(raw_groups: list[Any]) -> tuple[list[Group], list[str] | None]:
@@ -181,14 +191,16 @@ def _named(raw_groups: list[Any]) -> tuple[list[Group], list[str] | None]:
     groups = [dict(group) for group in raw_groups]
     keys = list(chain.from_iterable(group["params"] for group in groups))
     if keys and all(isinstance(key, str) for key in keys):
-        return groups, names_of([group | {"param_names": group["params"]} for group in groups])
-    names = names_of(groups)
-    if names is not None and len(names) != len(keys):
+        return groups, keys
+    if not keys or not all("param_names" in group for group in groups):
+        return groups, None
+    names = list(chain.from_iterable(group["param_names"] for group in groups))
+    if len(names) != len(keys):
         raise ValueError(
             f"param_names must be one for each of {len(keys)} parameters, got {len(names)}: the "
             "state dictionary is damaged"
         )
-    return groups, names if keys else None
+    return groups, names
 
 
 def _check_keys(groups: list[Group], states: Mapping[Any, Any]) -> None:
@@ -268,7 +280,7 @@ def _wanted(target: Target | None, found: list[_Found], named: bool) -> tuple[li
     if isinstance(target, Optimizer):
         return _wanted_groups(target.param_groups, {})
     if isinstance(target, Mapping) and "param_groups" in target:
-        states, groups = parts(dict(target))
+        states, groups = parts(target)
         return _wanted_groups([dict(group) for group in groups], states)
     if isinstance(target, torch.nn.Module):
         target = target.named_parameters()
@@ -281,9 +293,8 @@ def _wanted(target: Target | None, found: list[_Found], named: bool) -> tuple[li
         )
     names = [name for name, _ in pairs]
     known = all(isinstance(name, str) for name in names)
-    bare = names_of([{"param_names": names}]) if known else None
     return [
-        _Wanted(bare[i] if bare else f"parameter {i}", None, param.shape)
+        _Wanted(names[i] if known else f"parameter {i}", None, param.shape)
         for i, (_, param) in enumerate(pairs)
     ], known
 
@@ -312,9 +323,16 @@ def _match(
             f"the target must have as many groups as the state, got {max(grouped) + 1} and {groups}"
         )
     if by_name:
-        place = {one.name: one for one in found}
-        pairs: Pairs = [(entry, place.get(entry.name)) for entry in wanted]
-        extra = [name for name in place if name not in {entry.name for entry in wanted}]
+        place = {bare(one.name): one for one in found}
+        goals = {bare(entry.name) for entry in wanted}
+        for names in ([one.name for one in found], [entry.name for entry in wanted]):
+            if twice := [name for name, n in Counter(map(bare, names)).items() if n > 1]:
+                raise ValueError(
+                    f"each parameter must have a name of its own, got {twice[:5]} twice: delete "
+                    "'param_names' from param_groups to match by position"
+                )
+        pairs: Pairs = [(entry, place.get(bare(entry.name))) for entry in wanted]
+        extra = [one.name for name, one in place.items() if name not in goals]
     else:
         pairs, extra = _match_by_position(wanted, found, groups, bool(grouped))
     for entry, one in pairs:
