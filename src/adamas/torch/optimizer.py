@@ -266,7 +266,7 @@ class Adam(Optimizer):
             state_dict = state_dict if replaced is None else replaced
         with torch.no_grad():
             states, groups, match = unpack(self, state_dict, strict)
-        self._plan = None
+        self._plan = self._statistics = None
         self.state.clear()
         self.state.update(states)
         for group, new in zip(self.param_groups, groups, strict=True):
