@@ -48,8 +48,6 @@ def test_every_input_of_torch(name: str, given: OptimizerInput, dtype: torch.dty
     for flag in (None, *info.supported_impls):
         flags = {flag: True} if flag else {"foreach": False}
         if flag == "differentiable":  # in other operations, which autograd knows
-            if dtype == torch.float64:
-                continue
             made = [p.clone() for p in parameters(dtype)]
             assert_agree(trajectory(rule(made, **options, **flags)), ours)
             continue
@@ -233,8 +231,8 @@ def test_named_parameters(name: str) -> None:
 @rules
 @pytest.mark.parametrize(
     "call",
-    [lambda o: o.step(lambda: 1.0)],
-    ids=["positional"],
+    [lambda o: o.step(), lambda o: o.step(lambda: 1.0), lambda o: o.step(closure=lambda: 1.0)],
+    ids=["bare", "positional", "keyword"],
 )
 @pytest.mark.parametrize("replace", [False, True], ids=["seen", "replaced"])
 def test_hooks_see_and_change_what_torchs_do(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
-from beside import RULES, Rule, each_input, for_torch, normal
+from beside import RULES, Rule, each_input, for_torch, normal, rules
 from torch import Tensor
 from torch.testing._internal.common_optimizers import OptimizerInput
 
@@ -46,7 +47,7 @@ def leaves() -> dict[str, Tensor]:
 @each_input
 def test_gradients_through_steps(name: str, given: OptimizerInput) -> None:
     rule, info = RULES[name]
-    options = copy.deepcopy(given.kwargs) | {"amsgrad": False}
+    options = copy.deepcopy(given.kwargs)
     gradients = []
     for one, own in ((rule, options), (info.optim_cls, for_torch(options))):
         made = leaves()
@@ -55,3 +56,20 @@ def test_gradients_through_steps(name: str, given: OptimizerInput) -> None:
     for a, b in zip(*gradients, strict=True):
         assert b.abs().max() > 0
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item())
+
+
+@rules
+@pytest.mark.parametrize("option", ["lr", "beta1", "beta2", "weight_decay"])
+def test_gradients_with_respect_to_hyperparameters(name: str, option: str) -> None:
+    rule, info = RULES[name]
+    gradients = []
+    for one in (rule, info.optim_cls):
+        numbers = {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.3}
+        given: dict[str, Any] = {
+            key: torch.tensor(value, dtype=torch.float64) for key, value in numbers.items()
+        }
+        given[option].requires_grad_()
+        betas = given["beta1"], given["beta2"]
+        options = {"lr": given["lr"], "betas": betas, "weight_decay": given["weight_decay"]}
+        gradients += torch.autograd.grad(unrolled(one, leaves(), options), given[option])
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=0)
