@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +18,7 @@ import pytest
 from cases import numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import as_strided
 
 from adamas import Adam, AdamW, reference
 
@@ -40,6 +47,9 @@ BAD_PARAMS: list[tuple[Any, type[Exception], str]] = [
     ([BLOCK, BLOCK], ValueError, "arrays '0' and '1' share memory"),
     ([BLOCK[:, 2:5], BLOCK[:, :3]], ValueError, "share memory"),
     ({1: np.ones(1), "1": np.ones(1)}, ValueError, "keys must differ"),
+    (as_strided(np.ones(1), (3,), (0,)), ValueError, "elements of array '0' share memory"),
+    (as_strided(np.ones(4), (2, 3), (8, 8)), ValueError, "elements of array '0' share memory"),
+    (np.ma.masked_array(np.ones(3), [0, 1, 0]), TypeError, "must be a NumPy array"),
 ]
 
 
@@ -207,7 +217,10 @@ BAD_STATES: list[tuple[Any, str]] = [
     (Adam({"w": np.ones(3, "f4")}).state_dict(), "must be float64, got float32"),
     (AdamW({"w": np.ones(3)}).state_dict(), "the state is AdamW's, not Adam's"),
     (edited(**{"hyper/lr": np.array(-1.0)}), "lr must be finite"),
-    (edited(**{"state/w/step": np.array(-1)}), "step of array 'w' must be at least 0"),
+    (edited(**{"hyper/lr": np.array([1.0])}), "the state is not one of adamas's"),
+    (edited(**{"hyper/maximize": np.array("False")}), "maximize must be True or False"),
+    (edited(**{"state/w/step": np.array(1 << 62)}), "step of array .w. must be from 0 to"),
+    (edited(**{"state/w/step": np.array(-1)}), "step of array .w. must be from 0 to"),
     (edited(**{"state/w/step": np.array([1, 2])}), "step of array 'w' must be int64 of shape"),
     (edited(**{"state/w/exp_avg": None}), "it lacks 'state/w/exp_avg'"),
     (edited(**{"state/w/exp_avg": np.array([None] * 3)}), "exp_avg of array 'w' must be float64"),
@@ -301,3 +314,109 @@ def test_equals_the_reference(sizes: list[int], seed: int, dtype: str, present: 
     order = np.random.default_rng(seed).permutation(len(sizes))
     AdamW([params[i] for i in order]).step([grads[i] for i in order])
     assert [p.tobytes() for p in params] == [e.tobytes() for e in expected]
+
+
+def steps(optimizer: Adam, count: int) -> None:
+    for _ in range(count):
+        optimizer.step([np.ones(5), np.ones(5)])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_have_arrays_of_their_own(copied: Callable[[Adam], Adam]) -> None:
+    params = [np.zeros(5), np.zeros((5, 2))[:, 0]]
+    optimizer = Adam(params, lr=0.5)
+    steps(optimizer, 1)
+    other = copied(optimizer)
+    before = [p.copy() for p in params]
+    steps(other, 2)
+    assert all((p == q).all() for p, q in zip(params, before, strict=True))
+    assert optimizer.state_dict()["state/0/step"] == 1
+    steps(optimizer, 2)
+    for key, value in optimizer.state_dict().items():
+        assert np.array_equal(value, other.state_dict()[key]), key
+    assert all(np.array_equal(p, q) for p, q in zip(params, other._params.values(), strict=True))
+
+
+def test_an_array_that_is_changed_under_the_optimizer() -> None:
+    def resize(array: np.ndarray) -> None:
+        array.resize(100_000, refcheck=False)
+
+    def retype(array: np.ndarray) -> None:
+        array.dtype = np.dtype("f4")
+
+    def lock(array: np.ndarray) -> None:
+        array.flags.writeable = False
+
+    cases = ((resize, "was resized"), (retype, "another dtype"), (lock, "is read-only"))
+    for change, message in cases:
+        first, second = np.ones(5), np.ones(5)
+        optimizer = Adam([first, second])
+        change(second)
+        with pytest.raises(ValueError, match=f"array '1' {message}|{message}"):
+            steps(optimizer, 1)
+        assert (first == 1).all()
+
+
+def test_one_array_is_no_gradient_of_two() -> None:
+    with pytest.raises(ValueError, match="pass them in the form of params"):
+        Adam([np.ones(3), np.ones(3)]).step(np.ones(3))
+
+
+def test_loading_while_another_thread_steps() -> None:
+    optimizer = Adam(np.ones(300_000))
+    state = optimizer.state_dict()
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            optimizer.load_state_dict(state)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    for _ in range(50):
+        optimizer.step(np.ones(300_000))
+    done.set()
+    thread.join()
+
+
+def step_until(seconds: float, optimizer: Adam, grads: list[np.ndarray]) -> None:
+    """Steps until the alarm, but not so often that nobody knows the result."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    for _ in range(400):
+        optimizer.step(grads)
+    time.sleep(1)
+
+
+def test_interrupts_do_not_part_a_step_from_its_count() -> None:
+    """An interrupt at any moment leaves a number of whole steps, and that number."""
+    size = 200_000
+    twin, whole = np.zeros(size), []
+    follower = Adam(twin, lr=0.5)
+    for _ in range(400):
+        follower.step(np.ones(size))
+        whole.append(twin[[0, -1]].tolist())
+    param, strided = np.zeros(size), np.zeros((50, 2))[:, 0]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    alarm = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        for number in range(40):
+            for params in ([param], [param, strided]):
+                param[:], strided[:] = 0, 0
+                optimizer = Adam(params, lr=0.5)
+                grads = [np.ones(p.shape) for p in params]
+                with pytest.raises(KeyboardInterrupt):
+                    step_until(0.0005 + 0.00011 * number, optimizer, grads)
+                state = optimizer.state_dict()
+                counted = int(state["state/0/step"])
+                assert param[[0, -1]].tolist() == ([0, 0] if not counted else whole[counted - 1])
+                if len(params) == 2:
+                    assert state["state/1/step"] == counted
+                    assert strided[0] == param[0]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGINT, previous)

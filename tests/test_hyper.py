@@ -98,3 +98,23 @@ def test_a_coefficient_too_large_for_float32() -> None:
     with pytest.raises(ValueError, match=r"step_size = .* exceeds float32: lower it"):
         hyper.coefficients(1)
     assert Hyper(lr=3e38).coefficients(100).step_size == pytest.approx(3e38, rel=1e-3)
+
+
+@pytest.mark.parametrize("compute", ["float32", "float64"])
+def test_a_coefficient_beyond_its_type_is_named(compute: str) -> None:
+    with pytest.raises(ValueError, match=f"step_size = inf exceeds {compute}: lower it"):
+        Hyper(lr=1e308).coefficients(1, compute)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lr": 10**400}, ValueError, "lr must be finite, got a number beyond float64"),
+        ({"amsgrad": "False"}, TypeError, "amsgrad must be True or False, got 'False'"),
+    ],
+)
+def test_numbers_and_flags_that_are_none(
+    options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Hyper(**options)  # type: ignore[arg-type]

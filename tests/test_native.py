@@ -214,3 +214,23 @@ def test_steps_from_several_threads() -> None:
     for thread in threads:
         thread.join()
     assert results == [True] * 80
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "threads"),
+    [
+        ("OMP_NUM_THREADS", " 4", 4),
+        ("OMP_NUM_THREADS", "3,2", 3),
+        ("OMP_NUM_THREADS", "0", None),
+        ("OMP_NUM_THREADS", "auto", None),
+        ("OMP_NUM_THREADS", "4294967297", 1024),
+        ("ADAMAS_NUM_THREADS", "2", 2),
+    ],
+)
+def test_threads_of_the_environment(
+    name: str, value: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    default = native.default_threads()
+    monkeypatch.setenv(name, value)
+    assert native.default_threads() == (threads or default)

@@ -109,3 +109,10 @@ def test_the_empty_table() -> None:
     assert native.square_sum(rows([])) == (0.0, 0.0)
     assert norm.rounded_digits(native.exact_square_sum(rows([]))) == 0.0
     assert norm.squared_norm([]) == 0.0
+
+
+def test_at_the_ends_of_float64() -> None:
+    largest = 1.7976931348623157e308
+    assert norm.rounded_estimate(largest, 0.0) == math.inf == norm.rounded(Fraction(largest))
+    for value in (math.nan, -math.nan, math.inf):  # not asked for, but a gradient may change
+        native.exact_square_sum(rows([np.array([value])]))

@@ -5,14 +5,24 @@ from numpy.typing import NDArray
 
 def isas() -> list[str]: ...
 def step(
-    rows: NDArray[np.int64], coefficients: NDArray[np.float64], threads: int, grain: int, isa: int
+    rows: NDArray[np.int64],
+    coefficients: NDArray[np.float64],
+    threads: int,
+    grain: int,
+    isa: int,
+    states: list[dict[str, Any]],
+    steps: NDArray[np.int64],
 ) -> None: ...
+def default_floating_point() -> bytes: ...
+def restore_floating_point(environment: bytes) -> None: ...
 def measured_step(
     rows: NDArray[np.int64],
     coefficients: NDArray[np.float64],
     threads: int,
     grain: int,
     isa: int,
+    states: list[dict[str, Any]],
+    steps: NDArray[np.int64],
     found: NDArray[np.float64],
 ) -> None: ...
 def square_sum(
@@ -36,4 +46,3 @@ class Watch:
     def fill(self, rows: NDArray[np.int64]) -> None: ...
     def look(self, rows: NDArray[np.int64], steps: NDArray[np.int64]) -> int: ...
     def which(self) -> list[int]: ...
-    def advance(self, steps: NDArray[np.int64]) -> None: ...

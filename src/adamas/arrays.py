@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from . import native, reference
 from .hyper import Coefficients, Hyper
-from .memory import Array, Spans, address, aligned_zeros_like, is_dense, shared
+from .interrupts import deferred
+from .memory import Array, Spans, address, aligned_zeros_like, is_dense, overlaps_itself, shared
 from .reference import State
 
 Arrays = Array | Sequence[Array | None] | Mapping[str, Array | None]
@@ -96,21 +98,34 @@ class Adam:
             TypeError: a gradient is no array, or of another dtype.
         """
         given = self._check_grads(grads)
-        others = {
-            name: reference.step(self._params[name], grad, self._state[name], self._hyper)
-            for name, grad in given.items()
-            if name not in self._index
-        }
-        dense = [(name, grad) for name, grad in given.items() if name in self._index]
-        rows, coefficients, kept = self._table(dense)
+        state = self._state  # alive until the end, should another thread load one meanwhile
+        others = [name for name in given if name not in self._index]
+        with native.default_floating_point() if others else nullcontext():
+            stepped = {
+                name: reference.step(self._params[name], given[name], state[name], self._hyper)
+                for name in others
+            }
+        dense = [name for name in given if name in self._index]
+        steps = np.array([state[name]["step"] for name in dense], np.int64)
+        rows, coefficients, kept = self._table([(name, given[name]) for name in dense], steps)
         # Nothing was touched until here, and nothing can fail from here on.
-        native.step(rows, coefficients)
+        with deferred() if others else nullcontext():
+            native.step(rows, coefficients, counts=([state[name] for name in dense], steps))
+            for name, (param, new) in stepped.items():
+                self._params[name][...] = param
+                state[name].update(new)
         del kept  # copies of gradients, that the core has read
-        for name, _ in dense:
-            self._state[name]["step"] += 1
-        for name, (param, state) in others.items():
-            self._params[name][...] = param
-            self._state[name] = state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep: not where the arrays lay."""
+        made_anew = ("_spans", "_index", "_rows", "_places")
+        return {name: value for name, value in vars(self).items() if name not in made_anew}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a pickled or copied optimizer, over arrays of its own."""
+        vars(self).update(state)
+        self._spans = Spans(self._params.values())
+        self._adopt(self._state)
 
     def state_dict(self) -> dict[str, Array]:
         """What a later run needs to go on, as a flat dictionary: ``numpy.savez(file, **state)``.
@@ -146,6 +161,7 @@ class Adam:
     def _adopt(self, state: dict[str, State]) -> None:
         """Takes the state, and makes the core's rows of the arrays that it takes."""
         self._state = state
+        self._places = {name: _place(param) for name, param in self._params.items()}
         dense = [
             n for n, p in self._params.items() if is_dense(p) and p.dtype.name in native.DTYPES
         ]
@@ -162,7 +178,7 @@ class Adam:
     def _check_grads(self, grads: Arrays) -> dict[str, Array]:
         named = _named(grads)
         if named.keys() - self._params.keys() or (
-            isinstance(grads, Sequence) and len(grads) != len(self._params)
+            not isinstance(grads, Mapping) and len(named) != len(self._params)
         ):
             raise ValueError(
                 f"got gradients for {_listed(named)}, but the arrays are {_listed(self._params)}: "
@@ -173,9 +189,15 @@ class Adam:
             if grad is None:
                 continue
             param = self._params[name]
+            _check_writeable(name, param)
+            if self._places[name] != _place(param):
+                raise ValueError(
+                    f"array {name!r} was resized or given another dtype after the optimizer was "
+                    "made: make a new one"
+                )
             if isinstance(grad, np.generic):  # what arithmetic makes of arrays without dimensions
                 grad = np.asarray(grad)
-            if not isinstance(grad, np.ndarray) or grad.dtype != param.dtype:
+            if not _is_array(grad) or grad.dtype != param.dtype:
                 raise TypeError(
                     f"the gradient of {name!r} must be an array of {param.dtype}, its array's "
                     f"type, got {_kind(grad)}: convert it with numpy.asarray"
@@ -189,7 +211,7 @@ class Adam:
         return given
 
     def _table(
-        self, grads: list[tuple[str, Array]]
+        self, grads: list[tuple[str, Array]], steps: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], list[Array]]:
         """The core's rows and coefficients for these gradients, and what is to be kept for them."""
         readable = [_like(self._params[name], grad) for name, grad in grads]
@@ -200,9 +222,8 @@ class Adam:
         for i in np.flatnonzero(overlap | (lows % itemsize != 0)):
             readable[i] = readable[i].copy("K")
             rows[i, native.GRAD] = address(readable[i])
-        steps = np.array([self._state[name]["step"] + 1 for name, _ in grads], np.int64)
         # Arrays of one type and step share their coefficients.
-        kinds, rows[:, native.COEFFICIENTS] = _distinct(2 * steps + rows[:, native.DTYPE])
+        kinds, rows[:, native.COEFFICIENTS] = _distinct(2 * (steps + 1) + rows[:, native.DTYPE])
         coefficients = [self._hyper.coefficients(k // 2, _COMPUTE[k % 2]) for k in kinds]
         table = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
         return rows, table, readable
@@ -248,7 +269,7 @@ def _check_params(params: dict[str, Any]) -> dict[str, Array]:
     if not params:
         raise ValueError("params is empty: pass at least one array to optimize")
     for name, param in params.items():
-        if not isinstance(param, np.ndarray) or param.dtype.name not in (
+        if not _is_array(param) or param.dtype.name not in (
             "float16",
             "float32",
             "float64",
@@ -257,9 +278,11 @@ def _check_params(params: dict[str, Any]) -> dict[str, Array]:
                 f"array {name!r} must be a NumPy array of float16, float32 or float64, got "
                 f"{_kind(param)}: convert it with numpy.asarray(..., dtype=numpy.float32)"
             )
-        if not param.flags.writeable:
+        _check_writeable(name, param)
+        if overlaps_itself(param):
             raise ValueError(
-                f"array {name!r} is read-only, and a step writes it in place: pass a copy"
+                f"elements of array {name!r} share memory, so one would be updated twice: pass a "
+                "copy"
             )
     if pair := shared(params):
         raise ValueError(
@@ -267,6 +290,20 @@ def _check_params(params: dict[str, Any]) -> dict[str, Array]:
             "the array once, or a copy"
         )
     return params
+
+
+def _is_array(value: object) -> bool:
+    """Whether it is an array whose arithmetic is NumPy's own."""
+    return isinstance(value, np.ndarray) and not isinstance(value, (np.ma.MaskedArray, np.matrix))
+
+
+def _check_writeable(name: str, param: Array) -> None:
+    if not param.flags.writeable:
+        raise ValueError(f"array {name!r} is read-only, and a step writes it in place: pass a copy")
+
+
+def _place(param: Array) -> tuple[int, Any, Any, Any]:
+    return address(param), param.dtype, param.shape, param.strides
 
 
 def _like(param: Array, grad: Array) -> Array:
@@ -306,6 +343,8 @@ def _read(state_dict: Mapping[str, Array]) -> dict[str, Array]:
         )
     try:
         return {key: np.array(state_dict[key]) for key in state_dict}
+    except MemoryError:
+        raise
     except Exception as error:  # zip, zlib, pickle and header errors: NumPy raises each its own
         raise ValueError(f"the state is truncated or not one of adamas's: {error}") from error
 
@@ -313,9 +352,11 @@ def _read(state_dict: Mapping[str, Array]) -> dict[str, Array]:
 def _load_hyper(loaded: Mapping[str, Array]) -> Hyper:
     try:
         values = {field.name: loaded[f"hyper/{field.name}"].tolist() for field in fields(Hyper)}
+        return Hyper(**values)
     except KeyError as error:
         raise ValueError(f"the state is not one of adamas's: it has no {error}") from None
-    return Hyper(**values)
+    except TypeError as error:
+        raise ValueError(f"the state is not one of adamas's: {error}") from None
 
 
 def _load_states(
@@ -348,6 +389,8 @@ def _load_states(
                 )
             else:
                 zero[...] = value
-        if state["step"] < 0:
-            raise ValueError(f"step of array {name!r} must be at least 0, got {state['step']}")
+        if not 0 <= state["step"] < 1 << 53:
+            raise ValueError(
+                f"step of array {name!r} must be from 0 to 2^53 - 1, got {state['step']}"
+            )
     return states

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -71,7 +72,10 @@ class Hyper:
                 raise ValueError(f"{name} must be in [0, 1), got {value!r}")
         object.__setattr__(self, "betas", (float(beta1), float(beta2)))
         for name in ("amsgrad", "maximize", "decoupled_weight_decay"):
-            object.__setattr__(self, name, bool(getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
+            object.__setattr__(self, name, bool(value))
 
     def coefficients(
         self, step: int, compute: str = "float32", unscale: float = 1.0, clip: float = 1.0
@@ -103,16 +107,22 @@ class Hyper:
             one_minus_beta2=1.0 - beta2,
             step_size=self.lr / bias_correction(beta1, step),
             denom_scale=1.0 / math.sqrt(bias_correction(beta2, step)),
-            eps=max(self.eps, _SMALLEST[compute]),
+            # Not max(): where the thread flushes denormals, it would take the smallest for zero.
+            eps=self.eps if self.eps > _SMALLEST[compute] else _SMALLEST[compute],
             decay=self.lr * self.weight_decay if decoupled else 0.0,
             l2=0.0 if decoupled else self.weight_decay,
             maximize=float(self.maximize),
             unscale=unscale,
             clip=clip,
         )
-        if compute == "float64":
-            return exact
-        return _to_float32(exact)
+        largest = _LARGEST[compute]
+        if max(exact[:-2]) > largest:  # unscale and clip may be anything, as gradients may
+            name, value = next(item for item in exact._asdict().items() if item[1] > largest)
+            raise ValueError(
+                f"{name} = {value!r} exceeds {compute}: lower it"
+                + (", or use float64 parameters" if compute == "float32" else "")
+            )
+        return exact if compute == "float64" else _to_float32(exact)
 
 
 def bias_correction(beta: float, step: int) -> float:
@@ -142,17 +152,14 @@ def _squarings(beta: float) -> tuple[int, ...]:
 _SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074}
 
 
-_FLOATS = struct.Struct(f"<{len(Coefficients._fields)}f")  # native order would let inf through
+_LARGEST = {"float32": (2 - 2.0**-23) * 2.0**127, "float64": sys.float_info.max}
+_FLOATS = struct.Struct(f"{len(Coefficients._fields)}f")
 
 
 def _to_float32(exact: Coefficients) -> Coefficients:
-    try:
-        return Coefficients._make(_FLOATS.unpack(_FLOATS.pack(*exact)))
-    except OverflowError:
-        name, value = max(exact._asdict().items(), key=lambda item: item[1])
-        raise ValueError(
-            f"{name} = {value!r} exceeds float32: lower it, or use float64 parameters"
-        ) from None
+    rounded = Coefficients._make(_FLOATS.unpack(_FLOATS.pack(*exact)))
+    # Where the thread flushes denormals, an eps that is one has become zero.
+    return rounded if rounded.eps else rounded._replace(eps=exact.eps)
 
 
 def _number(name: str, value: object) -> float:
@@ -162,3 +169,5 @@ def _number(name: str, value: object) -> float:
         return float(value)  # type: ignore[arg-type]  # tensors and NumPy scalars convert too
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got a number beyond float64") from None

@@ -48,6 +48,17 @@ def span(array: Array) -> tuple[int, int]:
     return low, high
 
 
+def overlaps_itself(array: Array) -> bool:
+    """Whether two elements of the array may share memory: a stride is within the smaller ones'."""
+    reach = array.itemsize
+    dims = sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+    for stride, size in dims if array.size else ():
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
 def shared(arrays: Mapping[str, Array]) -> tuple[str, str] | None:
     """Two arrays that have memory in common, or None."""
     spans = sorted((*span(array), name) for name, array in arrays.items())

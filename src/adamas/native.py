@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,11 @@ identical = _core.identical
 # Elements that a thread takes at a time: so many that taking them costs nothing and small models
 # stay on the calling thread, so few that no thread waits long for the last one.
 GRAIN = 1 << 15
+_MOST_THREADS = 1 << 10
+
+
+Counts = tuple[list[dict[str, Any]], NDArray[np.int64]]
+NO_COUNTS: Counts = ([], np.zeros(0, np.int64))
 
 
 def step(
@@ -38,6 +46,7 @@ def step(
     coefficients: NDArray[np.float64],
     threads: int | None = None,
     *,
+    counts: Counts = NO_COUNTS,
     grain: int = GRAIN,
     isa: str | None = None,
 ) -> None:
@@ -50,15 +59,18 @@ def step(
             max_exp_avg_sq (0 without AMSGrad), the number of elements, the index of the
             coefficients, the dtype. The caller vouches that the tensors are dense, aligned, alive,
             and do not overlap, but for gradients among themselves.
-        coefficients: (sets, 10) float64, each row a ``hyper.Coefficients``.
+        coefficients: (sets, 12) float64, each row a ``hyper.Coefficients``.
         threads: at most so many, the caller's among them; by default ``default_threads()``.
+        counts: states, and their step counts before this step, -1 for one that is not stepped: its
+            ``step`` is set to one more, so that no interrupt can part a step from its count.
         grain: elements that a thread takes at a time.
         isa: one of ``isas()``; by default the environment's ``ADAMAS_ISA``, else the first.
 
     Raises:
         ValueError: a row or a setting is out of its range.
     """
-    _core.step(rows, coefficients, threads or default_threads(), grain, _isa_index(isa))
+    workers = threads or default_threads()
+    _core.step(rows, coefficients, workers, grain, _isa_index(isa), *counts)
 
 
 def measured_step(
@@ -66,6 +78,7 @@ def measured_step(
     coefficients: NDArray[np.float64],
     threads: int | None = None,
     *,
+    counts: Counts = NO_COUNTS,
     grain: int = GRAIN,
     isa: str | None = None,
 ) -> NDArray[np.float64]:
@@ -75,6 +88,7 @@ def measured_step(
         rows: as ``step``'s,
         coefficients: these too,
         threads: and these,
+        counts: and these,
         grain: this,
         isa: and this.
 
@@ -85,7 +99,7 @@ def measured_step(
     """
     found = np.zeros((len(rows), MEASURES), np.float64)
     workers = threads or default_threads()
-    _core.measured_step(rows, coefficients, workers, grain, _isa_index(isa), found)
+    _core.measured_step(rows, coefficients, workers, grain, _isa_index(isa), *counts, found)
     return found
 
 
@@ -126,6 +140,16 @@ def exact_square_sum(
     return np.array(digits, np.int64)
 
 
+@contextmanager
+def default_floating_point() -> Iterator[None]:
+    """Lets the thread compute with denormals, whatever mode torch or a library has set it to."""
+    environment = _core.default_floating_point()
+    try:
+        yield
+    finally:
+        _core.restore_floating_point(environment)
+
+
 def isas() -> list[str]:
     """The instruction sets that the core has code for and this processor runs, the best first."""
     return list(_core.isas())
@@ -140,13 +164,14 @@ def default_threads() -> int:
         ValueError: the environment's is not a whole number of at least 1.
     """
     for name in ("ADAMAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        value = os.environ.get(name, "").split(",")[0]  # OpenMP's may list a number for each level
-        if value:
-            if not value.isdecimal() or int(value) < 1:
-                raise ValueError(
-                    f"{name} must be a whole number of at least 1, got {value!r}: unset it"
-                )
-            return int(value)
+        # OpenMP's may list a number for each level, and OpenMP ignores what is none.
+        value = os.environ.get(name, "").split(",")[0].strip()
+        if value.isdecimal() and int(value) >= 1:
+            return min(int(value), _MOST_THREADS)
+        if value and name.startswith("ADAMAS"):
+            raise ValueError(
+                f"{name} must be a whole number of at least 1, got {value!r}: unset it"
+            )
     return _processors()
 
 
@@ -156,9 +181,12 @@ def _processors() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-@lru_cache(maxsize=16)
 def _isa_index(isa: str | None) -> int:
-    name = isa or os.environ.get("ADAMAS_ISA") or isas()[0]
+    return _index_of(isa or os.environ.get("ADAMAS_ISA") or isas()[0])
+
+
+@lru_cache(maxsize=16)
+def _index_of(name: str) -> int:
     if name not in isas():
         raise ValueError(
             f"ADAMAS_ISA must be one of {', '.join(isas())} on this processor, got {name!r}"

@@ -65,7 +65,10 @@ def rounded_estimate(value: float, error: float) -> float | None:
 
 def _rounded_float(value: float) -> float:
     mantissa, exponent = math.frexp(value)
-    return math.ldexp(round(math.ldexp(mantissa, _BITS)), exponent - _BITS)
+    try:
+        return math.ldexp(round(math.ldexp(mantissa, _BITS)), exponent - _BITS)
+    except OverflowError:
+        return math.inf
 
 
 def rounded_digits(digits: NDArray[np.int64]) -> float:

@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cfenv>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -35,11 +37,28 @@ static const adamas::Row* rows_of(Matrix<const std::int64_t, 8> table, std::int6
   return rows;
 }
 
+using Counts = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::device::cpu>;
+
+// Sets `step` of each state to the number in `steps` and one more, but for -1. It is done in the
+// call that steps, since between two calls an interrupt could part them; and before the arithmetic,
+// while the states are still in the caches.
+static void count(nb::list states, Counts steps) {
+  if (states.size() != steps.shape(0)) throw nb::value_error("a count is needed for each state");
+  static PyObject* key = PyUnicode_InternFromString("step");
+  nb::object next;  // shared by neighbours with the same count
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    if (steps(i) < 0) continue;
+    if (!next.is_valid() || steps(i) != steps(i - 1)) next = nb::int_(steps(i) + 1);
+    if (PyDict_SetItem(PyList_GET_ITEM(states.ptr(), i), key, next.ptr())) throw nb::python_error();
+  }
+}
+
 static void step(Matrix<const std::int64_t, 8> table,
                  Matrix<const double, adamas::coefficient_count> coefficients, int threads,
-                 std::int64_t grain, std::size_t isa) {
+                 std::int64_t grain, std::size_t isa, nb::list states, Counts steps) {
   const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
   const adamas::Row* rows = rows_of(table, sets, threads, grain, isa);
+  count(states, steps);
   const nb::gil_scoped_release release;
   adamas::step(rows, table.shape(0), coefficients.data(), adamas::isas()[isa].kernel, threads,
                grain);
@@ -47,11 +66,12 @@ static void step(Matrix<const std::int64_t, 8> table,
 
 static void measured_step(Matrix<const std::int64_t, 8> table,
                           Matrix<const double, adamas::coefficient_count> coefficients, int threads,
-                          std::int64_t grain, std::size_t isa,
+                          std::int64_t grain, std::size_t isa, nb::list states, Counts steps,
                           Matrix<double, adamas::measure_count> found) {
   const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
   const adamas::Row* rows = rows_of(table, sets, threads, grain, isa);
   if (found.shape(0) != table.shape(0)) throw nb::value_error("measures are needed for each row");
+  count(states, steps);
   const nb::gil_scoped_release release;
   adamas::measured_step(rows, table.shape(0), coefficients.data(),
                         adamas::isas()[isa].measuring_kernel, threads, grain,
@@ -76,6 +96,22 @@ static std::vector<std::int64_t> exact_square_sum(Matrix<const std::int64_t, 8> 
   return {digits.begin(), digits.end()};
 }
 
+// Gives the calling thread the default floating-point environment, which flushes no denormals, and
+// answers with the one that it had.
+static nb::bytes default_floating_point() {
+  std::fenv_t callers;
+  std::fegetenv(&callers);
+  std::fesetenv(FE_DFL_ENV);
+  return nb::bytes(reinterpret_cast<const char*>(&callers), sizeof callers);
+}
+
+static void restore_floating_point(nb::bytes environment) {
+  std::fenv_t callers;
+  if (environment.size() != sizeof callers) throw nb::value_error("it is no environment");
+  std::memcpy(&callers, environment.c_str(), sizeof callers);
+  std::fesetenv(&callers);
+}
+
 // Whether two lists hold the same objects; == would compare tensors element by element.
 static bool identical(nb::list one, nb::list other) {
   const Py_ssize_t count = PyList_GET_SIZE(one.ptr());
@@ -88,9 +124,12 @@ static bool identical(nb::list one, nb::list other) {
 NB_MODULE(_core, module) {
   module.def("isas", isa_names);
   module.def("step", step, nb::arg("rows"), nb::arg("coefficients"), nb::arg("threads"),
-             nb::arg("grain"), nb::arg("isa"));
+             nb::arg("grain"), nb::arg("isa"), nb::arg("states"), nb::arg("steps"));
   module.def("measured_step", measured_step, nb::arg("rows"), nb::arg("coefficients"),
-             nb::arg("threads"), nb::arg("grain"), nb::arg("isa"), nb::arg("found"));
+             nb::arg("threads"), nb::arg("grain"), nb::arg("isa"), nb::arg("states"),
+             nb::arg("steps"), nb::arg("found"));
+  module.def("default_floating_point", default_floating_point);
+  module.def("restore_floating_point", restore_floating_point, nb::arg("environment"));
   module.def("square_sum", square_sum, nb::arg("rows"), nb::arg("scale"), nb::arg("threads"),
              nb::arg("grain"), nb::arg("isa"));
   module.def("exact_square_sum", exact_square_sum, nb::arg("rows"), nb::arg("scale"),
@@ -102,6 +141,5 @@ NB_MODULE(_core, module) {
            nb::arg("shim").none(), nb::arg("wrapper").none())
       .def("fill", &Watch::fill, nb::arg("rows"))
       .def("look", &Watch::look, nb::arg("rows"), nb::arg("steps"))
-      .def("which", &Watch::which)
-      .def("advance", &Watch::advance, nb::arg("steps"));
+      .def("which", &Watch::which);
 }

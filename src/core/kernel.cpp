@@ -1,7 +1,14 @@
 // The one loop, for every type and option. CMake compiles this file once for each instruction set,
 // with ADAMAS_ISA its name; the compiler vectorises it, body and tail alike.
+#include <cfloat>
+
 #include "rule.hpp"
 #include "table.hpp"
+
+#ifdef __FAST_MATH__
+#error "adamas must be compiled without -ffast-math: its bits would be others"
+#endif
+static_assert(FLT_EVAL_METHOD == 0, "each operation rounds to its own type");
 
 namespace adamas {
 namespace {

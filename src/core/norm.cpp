@@ -33,7 +33,7 @@ void carry(Digits& digits) {
 void add(Digits& digits, double x) {
   std::uint64_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  const auto exponent = static_cast<int>(bits >> 52);
+  const auto exponent = static_cast<int>(bits >> 52 & 0x7ff);  // a NaN may bear a sign
   const std::uint64_t fraction = bits & ((std::uint64_t{1} << 52) - 1);
   const std::uint64_t mantissa = exponent ? fraction | std::uint64_t{1} << 52 : fraction;
   const int position = exponent ? exponent - 1 : 0;  // of the last bit, in 2^-1074

@@ -236,14 +236,4 @@ int Watch::look(Matrix<std::int64_t, 8> rows, nb::ndarray<std::int64_t, nb::ndim
   return answer;
 }
 
-void Watch::advance(nb::ndarray<const std::int64_t, nb::ndim<1>> steps) const {
-  nb::object next;  // shared by neighbours with the same count
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    if (steps(i) < 0) continue;
-    if (!next.is_valid() || steps(i) != steps(i - 1)) next = nb::int_(steps(i) + 1);
-    if (PyDict_SetItem(parameters_[i].state.ptr(), step_.ptr(), next.ptr()))
-      throw nb::python_error();
-  }
-}
-
 }  // namespace adamas

@@ -45,9 +45,6 @@ class Watch {
   int look(Matrix<std::int64_t, 8> rows, nanobind::ndarray<std::int64_t, nanobind::ndim<1>> steps);
   const std::vector<std::int64_t>& which() const { return which_; }
 
-  // Sets the step count of each state to the number in `steps` and one more, but for -1.
-  void advance(nanobind::ndarray<const std::int64_t, nanobind::ndim<1>> steps) const;
-
  private:
   struct Place {
     std::int64_t address, kind, layout;

@@ -499,6 +499,7 @@ def test_the_table_is_kept_while_nothing_moves() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_a_compiled_step_has_the_bits_of_a_plain_one() -> None:
     ends = []
     for compiled in (False, True):
@@ -511,3 +512,22 @@ def test_a_compiled_step_has_the_bits_of_a_plain_one() -> None:
             step()
         ends.append([p.detach() for p in here])
     assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dense", [True, False])
+def test_denormals_in_a_thread_that_flushes_them(dtype: torch.dtype, dense: bool) -> None:
+    ends = []
+    for flush in (False, True):
+        p = nn.Parameter(torch.ones(6, dtype=dtype)[:: 1 if dense else 2])
+        optimizer = Adam([p], lr=0.5, eps=0)
+        p.grad = torch.tensor([0.0, 1e-42, 1.0] * (2 if dense else 1), dtype=dtype)
+        torch.set_flush_denormal(flush)
+        try:
+            for _ in range(2):
+                optimizer.step()
+        finally:
+            torch.set_flush_denormal(False)
+        ends.append((p.detach(), optimizer.state[p]["exp_avg"]))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert ends[0][0].isfinite().all()

@@ -134,11 +134,12 @@ class Adam(Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, *args: Any, **options: Any) -> float | None:
         """One step of every parameter that has a gradient.
 
         Args:
-            closure: evaluates the model again and returns the loss.
+            *args: a closure, or none: it evaluates the model again and returns the loss.
+            **options: the same as ``closure=``.
 
         Returns:
             What the closure returned, or None.
@@ -154,8 +155,9 @@ class Adam(Optimizer):
             or _torch._global_optimizer_post_hooks
             or torch.autograd.profiler._is_profiler_enabled
         ):
-            return _step_with_hooks(self, closure)
-        return self._step(closure)
+            return _step_with_hooks(self, *args, **options)
+        result: float | None = self._step(*args, **options)  # hooks see what the caller gave
+        return result
 
     # torch would wrap ``step`` in its hooks and a profiler's record, which cost more than a step of
     # a small model even where there are none.

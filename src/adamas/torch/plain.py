@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..equations import adam
-from ..hyper import Hyper
+from ..hyper import Coefficients, Hyper
 from .state import State, moment_names
 
 
@@ -20,19 +21,31 @@ def step(
     hyper: Hyper,
     unscale: float = 1.0,
     clip: float = 1.0,
+    options: dict[str, Any] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One step of one parameter, computed but not yet stored.
 
     16-bit parameters are computed in float32, as the specification says; complex ones as pairs of
     real numbers, as torch.optim does.
 
+    Args:
+        param: the parameter,
+        grad: its gradient,
+        state: and its state.
+        hyper: the hyperparameters.
+        unscale: what the gradient is multiplied with first,
+        clip: and then.
+        options: the parameter group, where autograd shall see its tensors.
+
     Returns:
         Pairs of a tensor and the value to store in it: the parameter, then its moments.
     """
     moments = [state[key] for key in moment_names(hyper.amsgrad)]
-    p, g, m, v, *maximum = (real(tensor) for tensor in (param, grad, *moments))
+    p, g, m, v, *maximum = (_kept(real(tensor)) for tensor in (param, grad, *moments))
     compute = "float64" if m.dtype == torch.float64 else "float32"
     c = hyper.coefficients(state["step"] + 1, compute, unscale, clip)
+    if options is not None:
+        c = _recorded(c, options, state["step"] + 1, hyper.decoupled_weight_decay)
     v_max = maximum[0] if maximum else None
     values = adam(p.to(m.dtype), g.to(m.dtype), m, v, v_max, c, sqrt, torch.maximum)
     for target, value in zip((param, *moments), values, strict=False):
@@ -53,7 +66,27 @@ def sqrt(x: Tensor) -> Tensor:
     if x.dtype == torch.float32:
         return torch.sqrt(x.double()).float()
     with np.errstate(invalid="ignore"):
-        return torch.from_numpy(np.sqrt(x.numpy()))
+        return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """What autograd may save, although the same step overwrites the tensor."""
+    return tensor.clone() if torch.is_grad_enabled() else tensor
+
+
+def _recorded(c: Coefficients, options: dict[str, Any], step: int, decoupled: bool) -> Coefficients:
+    """The coefficients with those that follow from tensors computed by torch, for autograd."""
+    lr, (beta1, beta2), decay = options["lr"], options["betas"], options["weight_decay"]
+    return c._replace(
+        beta1=beta1,
+        one_minus_beta1=1 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        step_size=lr / (1 - beta1**step),
+        denom_scale=(1 - beta2**step) ** -0.5,
+        decay=lr * decay if decoupled else 0.0,
+        l2=0.0 if decoupled else decay,
+    )
 
 
 def real(tensor: Tensor) -> Tensor:

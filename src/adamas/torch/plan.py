@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..hyper import Coefficients, Hyper
+from ..interrupts import deferred
 from . import plain
 from .gradnorm import Part, rows_of, squared_norm
 from .groupoptions import hyper_of
@@ -131,23 +132,28 @@ class Plan:
             What was found, if so.
         """
         hypers = [hyper_of(group) for group in groups]
-        pending = []
         grads, self._grads = self._grads, []
-        for entry, grad in grads:
-            hyper = hypers[entry.group]
-            with torch.set_grad_enabled(_differentiable(groups, entry)):
+        if not grads:
+            return self._step_table(hypers, unscale, clip, measure)
+        with native.default_floating_point(), deferred():
+            pending = []
+            for entry, grad in grads:
                 state = {key: local(value) for key, value in entry.state.items()}
-                pairs = plain.step(local(entry.param), grad, state, hyper, unscale, clip)
-                pending.append((entry, list(pairs)))
-        found = self._step_table(hypers, unscale, clip, measure)
-        for (entry, values), (_, grad) in zip(pending, grads, strict=True):
-            before = local(entry.param).detach().clone() if measure else None
-            with torch.set_grad_enabled(_differentiable(groups, entry)):
-                for target, value in values:
-                    target.copy_(value)
-            entry.state["step"] += 1
-            if before is not None:
-                found.append(Found(*entry, columns_of(entry, grad * unscale, before)))
+                hyper = hypers[entry.group]
+                with torch.set_grad_enabled(_differentiable(groups, entry)):
+                    tensors = groups[entry.group] if _recorded(groups[entry.group]) else None
+                    param = local(entry.param)
+                    pairs = plain.step(param, grad, state, hyper, unscale, clip, tensors)
+                    pending.append(list(pairs))
+            found = self._step_table(hypers, unscale, clip, measure)
+            for (entry, grad), values in zip(grads, pending, strict=True):
+                before = local(entry.param).detach().clone() if measure else None
+                with torch.set_grad_enabled(_differentiable(groups, entry)):
+                    for target, value in values:
+                        target.copy_(value)
+                entry.state["step"] += 1
+                if before is not None:
+                    found.append(Found(*entry, columns_of(entry, grad * unscale, before)))
         return found
 
     def recall(self, groups: Groups) -> list[Found]:
@@ -183,15 +189,11 @@ class Plan:
             coefficients.append(hypers[group].coefficients(step + 1, compute, unscale, clip))
         table_of_them = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
         # The core writes behind autograd's back: a graph that saved a parameter must not use it.
-        # This and the counting go first, while what they touch is still in the caches.
+        # This goes first, while what it touches is still in the caches.
         torch.autograd.graph.increment_version(params)
-        table.advance()
         stepper = native.measured_step if measure else native.step
-        try:
-            columns = stepper(rows, table_of_them, torch.get_num_threads())
-        except BaseException:
-            table.take_back()
-            raise
+        counts = (table.states, steps)
+        columns = stepper(rows, table_of_them, torch.get_num_threads(), counts=counts)
         if columns is None:
             return []
         entries = compress(self._fast, steps >= 0)
@@ -223,6 +225,14 @@ def _entries(groups: Groups, states: States) -> Iterator[Entry]:
 def _options(groups: Groups) -> list[tuple[bool, bool]]:
     """What decides on which path and with which moments a group is stepped."""
     return [(group["amsgrad"], group["differentiable"]) for group in groups]
+
+
+def _recorded(group: dict[str, Any]) -> bool:
+    """Whether autograd shall see the hyperparameters too."""
+    values = (group["lr"], *group["betas"], group["weight_decay"])
+    return group["differentiable"] and any(
+        isinstance(value, Tensor) and value.requires_grad for value in values
+    )
 
 
 def _differentiable(groups: Groups, entry: Entry) -> bool:

@@ -27,6 +27,7 @@ class Table:
         names: of each, what errors call it.
 
     Attributes:
+        states: their states.
         rows: the core's rows; their gradients are those of the last look.
         steps: the parameters' step counts, -1 where there was no gradient.
 
@@ -42,7 +43,7 @@ class Table:
         sets: list[int],
         names: list[str],
     ) -> None:
-        self.params, self._names = params, names
+        self.params, self.states, self._names = params, states, names
         self._watch = watch(params, states, moments)
         self.steps = np.zeros(len(params), np.int64)
         self.rows = np.zeros((len(params), native.COLUMNS), np.int64)
@@ -81,14 +82,6 @@ class Table:
             for i in np.flatnonzero(self._across(self.rows[:, native.GRAD])).tolist():
                 self._copy(i, self._grad(i))
         return answer
-
-    def advance(self) -> None:
-        """Counts the step that is made with the last look's gradients."""
-        self._watch.advance(self.steps)
-
-    def take_back(self) -> None:
-        """Undoes ``advance``, where the step was not made after all."""
-        self._watch.advance(self.steps - 1)
 
     def _grad(self, i: int) -> Tensor:
         grad = self.params[i].grad

@@ -30,9 +30,6 @@ class Watch(Protocol):
     def which(self) -> list[int]:
         """The gradients that were strange at the last look."""
 
-    def advance(self, steps: NDArray[np.int64]) -> None:
-        """Sets the step counts to one more than ``steps``."""
-
 
 def watch(params: list[Tensor], states: list[State], moments: list[tuple[str, ...]]) -> Watch:
     """A watch over these parameters and, in their states, the tensors under these keys."""
@@ -104,12 +101,6 @@ class PythonWatch:
     def which(self) -> list[int]:
         """As ``Watch.which``."""
         return self._which
-
-    def advance(self, steps: NDArray[np.int64]) -> None:
-        """As ``Watch.advance``."""
-        for state, step in zip(self._states, steps.tolist(), strict=True):
-            if step >= 0:
-                state["step"] = step + 1
 
     def _moments_of(self, i: int) -> list[Tensor | None]:
         return [self._states[i].get(key) for key in self._names[i]]
