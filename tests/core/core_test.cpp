@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "isa.hpp"
+#include "norm.hpp"
 #include "step.hpp"
 
 using namespace adamas;
@@ -81,6 +83,41 @@ int test_bits() {
             ++cases;
           }
     }
+  return cases;
+}
+
+// The exact sum of squares is the same however it is cut, and every estimate is as near to it as it
+// says; a measured step has the bits of a plain one.
+int test_sums_and_measures() {
+  const std::vector<std::int64_t> sizes = {0, 5000, 1, 33, 2049};
+  int cases = 0;
+  for (Dtype dtype : {float32, float64}) {
+    const Tensors tensors(sizes, dtype, false);
+    const Row* rows = tensors.rows.data();
+    const auto count = static_cast<std::int64_t>(tensors.rows.size());
+    const Digits exact = exact_square_sum(rows, count, 0.5, 1, 1 << 30);
+    long double sum = 0;
+    for (std::size_t k = 0; k < exact.size(); ++k)
+      sum += std::ldexp(static_cast<long double>(exact[k]), 32 * static_cast<int>(k) - 1074);
+    check(sum > 0, "gradients are not all zero");
+    Tensors plain(sizes, dtype, false);
+    step_all(plain, isas().back(), 1, 1 << 30);
+    for (const Isa& isa : isas())
+      for (int threads : {1, 3})
+        for (std::int64_t grain : {7, 1000, 1 << 30}) {
+          check(exact_square_sum(rows, count, 0.5, threads, grain) == exact, "an exact sum");
+          const Estimate estimate = square_sum(rows, count, 0.5, isa.square_sum, threads, grain);
+          check(std::fabs(estimate.value - sum) <= estimate.error, "an estimate");
+          Tensors measured(sizes, dtype, false);
+          std::vector<Measures> found(sizes.size());
+          for (int t = 0; t < 3; ++t)
+            measured_step(measured.rows.data(), count, some_coefficients, isa.measuring_kernel,
+                          threads, grain, found.data());
+          check(measured.memory == plain.memory, "a measured step");
+          check(found[1].update > 0 && found[0].update == 0, "its measures");
+          ++cases;
+        }
+  }
   return cases;
 }
 
@@ -193,6 +230,8 @@ int main(int argc, char** argv) {
     return 0;
   }
   // Apart, since neither the thread sanitizer nor qemu follows threads into a forked process.
-  const int passed = what == "fork" ? test_fork() : test_bits() + test_sizes() + test_callers();
+  const int passed = what == "fork"
+                         ? test_fork()
+                         : test_bits() + test_sums_and_measures() + test_sizes() + test_callers();
   std::printf("%d passed, 0 failed\n", passed);
 }
