@@ -118,7 +118,7 @@ class Adam:
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: not where the arrays lay."""
-        made_anew = ("_spans", "_index", "_rows", "_places")
+        made_anew = ("_spans", "_index", "_rows", "_forms")
         return {name: value for name, value in vars(self).items() if name not in made_anew}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ class Adam:
     def _adopt(self, state: dict[str, State]) -> None:
         """Takes the state, and makes the core's rows of the arrays that it takes."""
         self._state = state
-        self._places = {name: _place(param) for name, param in self._params.items()}
+        self._forms = {name: _form(param) for name, param in self._params.items()}
         dense = [
             n for n, p in self._params.items() if is_dense(p) and p.dtype.name in native.DTYPES
         ]
@@ -190,7 +190,7 @@ class Adam:
                 continue
             param = self._params[name]
             _check_writeable(name, param)
-            if self._places[name] != _place(param):
+            if self._forms[name] != _form(param):
                 raise ValueError(
                     f"array {name!r} was resized or given another dtype after the optimizer was "
                     "made: make a new one"
@@ -302,8 +302,9 @@ def _check_writeable(name: str, param: Array) -> None:
         raise ValueError(f"array {name!r} is read-only, and a step writes it in place: pass a copy")
 
 
-def _place(param: Array) -> tuple[int, Any, Any, Any]:
-    return address(param), param.dtype, param.shape, param.strides
+def _form(param: Array) -> tuple[Any, ...]:
+    """What changes when an array is resized, or seen as another type."""
+    return param.dtype, param.shape, param.strides
 
 
 def _like(param: Array, grad: Array) -> Array:
