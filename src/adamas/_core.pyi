@@ -12,19 +12,10 @@ def step(
     isa: int,
     states: list[dict[str, Any]],
     steps: NDArray[np.int64],
+    measures: NDArray[np.float64] | None,
 ) -> None: ...
 def default_floating_point() -> bytes: ...
 def restore_floating_point(environment: bytes) -> None: ...
-def measured_step(
-    rows: NDArray[np.int64],
-    coefficients: NDArray[np.float64],
-    threads: int,
-    grain: int,
-    isa: int,
-    states: list[dict[str, Any]],
-    steps: NDArray[np.int64],
-    found: NDArray[np.float64],
-) -> None: ...
 def square_sum(
     rows: NDArray[np.int64], scale: float, threads: int, grain: int, isa: int
 ) -> tuple[float, float]: ...

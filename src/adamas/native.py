@@ -24,16 +24,13 @@ PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, SIZE, COEFFICIENTS, DTYPE = ra
 COLUMNS = 8
 DTYPES = {"float32": 0, "float64": 1}
 
-MEASURES = 7  # columns of what a measured step finds; struct Measures there
+MEASURES = 7  # columns of what a step can be measured by; struct Measures there
 
 # What ``Watch.look`` answers, in bits; src/core/watch.hpp says what each means.
 MOVED, STRANGE, CHANGED, UNEVEN = 1, 2, 4, 8
 Watch = _core.Watch
 identical = _core.identical
 
-# Elements that a thread takes at a time: so many that taking them costs nothing and small models
-# stay on the calling thread, so few that no thread waits long for the last one.
-GRAIN = 1 << 15
 _MOST_THREADS = 1 << 10
 
 
@@ -47,12 +44,13 @@ def step(
     threads: int | None = None,
     *,
     counts: Counts = NO_COUNTS,
-    grain: int = GRAIN,
+    measures: NDArray[np.float64] | None = None,
+    grain: int = 0,
     isa: str | None = None,
 ) -> None:
     """Steps every tensor of a table in place by ``equations.adam``, without the interpreter lock.
 
-    Neither ``threads`` nor ``grain`` nor ``isa`` shows in the result.
+    Neither ``measures`` nor ``threads`` nor ``grain`` nor ``isa`` shows in the result.
 
     Args:
         rows: (tensors, 8) int64: the addresses of param, grad, exp_avg, exp_avg_sq and
@@ -63,44 +61,18 @@ def step(
         threads: at most so many, the caller's among them; by default ``default_threads()``.
         counts: states, and their step counts before this step, -1 for one that is not stepped: its
             ``step`` is set to one more, so that no interrupt can part a step from its count.
-        grain: elements that a thread takes at a time.
+        measures: (tensors, 7) float64 zeros, where the step is to be measured while it runs. It
+            gets the sums of the squares of the gradient (unscaled), ``exp_avg``, ``exp_avg_sq``,
+            the update and the parameter after it; the largest update relative to its weight; how
+            many weights an update left as they were. Sums are right to rounding.
+        grain: elements that a thread takes at a time; 0: what suits the table.
         isa: one of ``isas()``; by default the environment's ``ADAMAS_ISA``, else the first.
 
     Raises:
         ValueError: a row or a setting is out of its range.
     """
     workers = threads or default_threads()
-    _core.step(rows, coefficients, workers, grain, _isa_index(isa), *counts)
-
-
-def measured_step(
-    rows: NDArray[np.int64],
-    coefficients: NDArray[np.float64],
-    threads: int | None = None,
-    *,
-    counts: Counts = NO_COUNTS,
-    grain: int = GRAIN,
-    isa: str | None = None,
-) -> NDArray[np.float64]:
-    """As ``step``, with the same bits, and measures what it does while it does it.
-
-    Args:
-        rows: as ``step``'s,
-        coefficients: these too,
-        threads: and these,
-        counts: and these,
-        grain: this,
-        isa: and this.
-
-    Returns:
-        (tensors, 7) float64: the sums of the squares of the gradient (unscaled), ``exp_avg``,
-        ``exp_avg_sq``, the update and the parameter after it; the largest update relative to its
-        weight; how many weights an update left as they were. Sums are right to rounding.
-    """
-    found = np.zeros((len(rows), MEASURES), np.float64)
-    workers = threads or default_threads()
-    _core.measured_step(rows, coefficients, workers, grain, _isa_index(isa), *counts, found)
-    return found
+    _core.step(rows, coefficients, workers, grain, _isa_index(isa), *counts, measures)
 
 
 def square_sum(
@@ -108,7 +80,7 @@ def square_sum(
     scale: float = 1.0,
     threads: int | None = None,
     *,
-    grain: int = GRAIN,
+    grain: int = 0,
     isa: str | None = None,
 ) -> tuple[float, float]:
     """An estimate of the sum of the squares of a table's gradients, and how far off it can be.
@@ -129,7 +101,7 @@ def square_sum(
 
 
 def exact_square_sum(
-    rows: NDArray[np.int64], scale: float = 1.0, threads: int | None = None, *, grain: int = GRAIN
+    rows: NDArray[np.int64], scale: float = 1.0, threads: int | None = None, *, grain: int = 0
 ) -> NDArray[np.int64]:
     """That sum, exact, of finite gradients, whose squares are rounded to float64.
 

@@ -1,11 +1,13 @@
 // The core as a Python module; adamas.native is its face.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cfenv>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,8 +29,9 @@ static std::vector<std::string> isa_names() {
 // The rows of a table, checked as far as one can without following their addresses.
 static const adamas::Row* rows_of(Matrix<const std::int64_t, 8> table, std::int64_t sets,
                                   int threads, std::int64_t grain, std::size_t isa) {
-  if (threads < 1 || grain < 1 || isa >= adamas::isas().size())
-    throw nb::value_error("threads and grain must be at least 1, and isa an index of isas()");
+  if (threads < 1 || grain < 0 || isa >= adamas::isas().size())
+    throw nb::value_error(
+        "threads must be at least 1, grain at least 0, and isa an index of isas()");
   const auto* rows = reinterpret_cast<const adamas::Row*>(table.data());
   for (const adamas::Row* row = rows; row != rows + table.shape(0); ++row)
     if (row->size < 0 || row->coefficients < 0 || row->coefficients >= sets ||
@@ -55,27 +58,17 @@ static void count(nb::list states, Counts steps) {
 
 static void step(Matrix<const std::int64_t, 8> table,
                  Matrix<const double, adamas::coefficient_count> coefficients, int threads,
-                 std::int64_t grain, std::size_t isa, nb::list states, Counts steps) {
+                 std::int64_t grain, std::size_t isa, nb::list states, Counts steps,
+                 std::optional<Matrix<double, adamas::measure_count>> measures) {
   const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
   const adamas::Row* rows = rows_of(table, sets, threads, grain, isa);
+  if (measures && measures->shape(0) != table.shape(0))
+    throw nb::value_error("measures are needed for each row");
+  auto* found = measures ? reinterpret_cast<adamas::Measures*>(measures->data()) : nullptr;
   count(states, steps);
   const nb::gil_scoped_release release;
   adamas::step(rows, table.shape(0), coefficients.data(), adamas::isas()[isa].kernel, threads,
-               grain);
-}
-
-static void measured_step(Matrix<const std::int64_t, 8> table,
-                          Matrix<const double, adamas::coefficient_count> coefficients, int threads,
-                          std::int64_t grain, std::size_t isa, nb::list states, Counts steps,
-                          Matrix<double, adamas::measure_count> found) {
-  const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
-  const adamas::Row* rows = rows_of(table, sets, threads, grain, isa);
-  if (found.shape(0) != table.shape(0)) throw nb::value_error("measures are needed for each row");
-  count(states, steps);
-  const nb::gil_scoped_release release;
-  adamas::measured_step(rows, table.shape(0), coefficients.data(),
-                        adamas::isas()[isa].measuring_kernel, threads, grain,
-                        reinterpret_cast<adamas::Measures*>(found.data()));
+               grain, found);
 }
 
 static std::pair<double, double> square_sum(Matrix<const std::int64_t, 8> table, double scale,
@@ -124,10 +117,8 @@ static bool identical(nb::list one, nb::list other) {
 NB_MODULE(_core, module) {
   module.def("isas", isa_names);
   module.def("step", step, nb::arg("rows"), nb::arg("coefficients"), nb::arg("threads"),
-             nb::arg("grain"), nb::arg("isa"), nb::arg("states"), nb::arg("steps"));
-  module.def("measured_step", measured_step, nb::arg("rows"), nb::arg("coefficients"),
-             nb::arg("threads"), nb::arg("grain"), nb::arg("isa"), nb::arg("states"),
-             nb::arg("steps"), nb::arg("found"));
+             nb::arg("grain"), nb::arg("isa"), nb::arg("states"), nb::arg("steps"),
+             nb::arg("measures").none());
   module.def("default_floating_point", default_floating_point);
   module.def("restore_floating_point", restore_floating_point, nb::arg("environment"));
   module.def("square_sum", square_sum, nb::arg("rows"), nb::arg("scale"), nb::arg("threads"),

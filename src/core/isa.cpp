@@ -2,12 +2,10 @@
 
 namespace adamas {
 
-#define ADAMAS_KERNELS(isa)                                                              \
-  namespace isa {                                                                        \
-  void kernel(const Row&, const double*, std::int64_t begin, std::int64_t end);          \
-  void measuring_kernel(const Row&, const double*, std::int64_t begin, std::int64_t end, \
-                        Measures& found);                                                \
-  double square_sum(const Row&, double scale, std::int64_t begin, std::int64_t end);     \
+#define ADAMAS_KERNELS(isa)                                                                      \
+  namespace isa {                                                                                \
+  void kernel(const Row&, const double*, std::int64_t begin, std::int64_t end, Measures* found); \
+  double square_sum(const Row&, double scale, std::int64_t begin, std::int64_t end);             \
   }
 
 ADAMAS_KERNELS(baseline)
@@ -33,14 +31,10 @@ static std::vector<Isa> detect() {
   std::vector<Isa> found;
 #ifdef ADAMAS_X86_64
   __builtin_cpu_init();
-  if (has_v4())
-    found.push_back(
-        {"x86-64-v4", x86_64_v4::kernel, x86_64_v4::square_sum, x86_64_v4::measuring_kernel});
-  if (has_v3())
-    found.push_back(
-        {"x86-64-v3", x86_64_v3::kernel, x86_64_v3::square_sum, x86_64_v3::measuring_kernel});
+  if (has_v4()) found.push_back({"x86-64-v4", x86_64_v4::kernel, x86_64_v4::square_sum});
+  if (has_v3()) found.push_back({"x86-64-v3", x86_64_v3::kernel, x86_64_v3::square_sum});
 #endif
-  found.push_back({"baseline", baseline::kernel, baseline::square_sum, baseline::measuring_kernel});
+  found.push_back({"baseline", baseline::kernel, baseline::square_sum});
   return found;
 }
 

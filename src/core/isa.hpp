@@ -11,7 +11,6 @@ struct Isa {
   const char* name;
   Kernel kernel;
   SquareSum square_sum;
-  MeasuringKernel measuring_kernel;
 };
 
 // What this processor can run, the best first; the last is the baseline of its architecture.

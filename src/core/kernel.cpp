@@ -13,14 +13,17 @@ static_assert(FLT_EVAL_METHOD == 0, "each operation rounds to its own type");
 namespace adamas {
 namespace {
 
-template <class T, bool amsgrad>
-void loop(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
+template <class T>
+Coefficients<T> rounded(const double* from) {
   static_assert(sizeof(Coefficients<double>) == coefficient_count * sizeof(double),
                 "as wide as the table");
-  const double* from = coefficients;
-  const Coefficients<T> c = {T(from[0]), T(from[1]), T(from[2]),  T(from[3]),
-                             T(from[4]), T(from[5]), T(from[6]),  T(from[7]),
-                             T(from[8]), T(from[9]), T(from[10]), T(from[11])};
+  return {T(from[0]), T(from[1]), T(from[2]), T(from[3]), T(from[4]),  T(from[5]),
+          T(from[6]), T(from[7]), T(from[8]), T(from[9]), T(from[10]), T(from[11])};
+}
+
+template <class T, bool amsgrad>
+void loop(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
+  const auto c = rounded<T>(coefficients);
   T* __restrict p = static_cast<T*>(row.param);
   const T* __restrict g = static_cast<const T*>(row.grad);
   T* __restrict m = static_cast<T*>(row.exp_avg);
@@ -33,7 +36,7 @@ void loop(const Row& row, const double* coefficients, std::int64_t begin, std::i
 }
 
 template <class T>
-void dispatch(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
+void step(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
   if (row.max_exp_avg_sq)
     loop<T, true>(row, coefficients, begin, end);
   else
@@ -77,12 +80,12 @@ void step_and_measure(const Row& row, const double* coefficients, std::int64_t b
   const T* grad = static_cast<const T*>(row.grad);
   const T* m = static_cast<const T*>(row.exp_avg);
   const T* v = static_cast<const T*>(row.exp_avg_sq);
-  const T unscale = static_cast<T>(coefficients[10]);
+  const T unscale = rounded<T>(coefficients).unscale;
   T before[block];
   for (; begin < end; begin += block) {
     const std::int64_t size = end - begin < block ? end - begin : block;
     for (std::int64_t i = 0; i < size; ++i) before[i] = p[begin + i];
-    dispatch<T>(row, coefficients, begin, begin + size);
+    step<T>(row, coefficients, begin, begin + size);
     for (std::int64_t i = 0; i < size; ++i) {
       const std::int64_t k = begin + i;
       const double g = grad[k] * unscale, update = double(before[i]) - p[k];
@@ -104,24 +107,19 @@ void step_and_measure(const Row& row, const double* coefficients, std::int64_t b
 
 namespace ADAMAS_ISA {
 
-void measuring_kernel(const Row& row, const double* coefficients, std::int64_t begin,
-                      std::int64_t end, Measures& found) {
+void kernel(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
+            Measures* found) {
   if (row.dtype == float64)
-    step_and_measure<double>(row, coefficients, begin, end, found);
+    found ? step_and_measure<double>(row, coefficients, begin, end, *found)
+          : step<double>(row, coefficients, begin, end);
   else
-    step_and_measure<float>(row, coefficients, begin, end, found);
+    found ? step_and_measure<float>(row, coefficients, begin, end, *found)
+          : step<float>(row, coefficients, begin, end);
 }
 
 double square_sum(const Row& row, double scale, std::int64_t begin, std::int64_t end) {
   return row.dtype == float64 ? sum_squares<double>(row, scale, begin, end)
                               : sum_squares<float>(row, scale, begin, end);
-}
-
-void kernel(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end) {
-  if (row.dtype == float64)
-    dispatch<double>(row, coefficients, begin, end);
-  else
-    dispatch<float>(row, coefficients, begin, end);
 }
 
 }  // namespace ADAMAS_ISA

@@ -9,15 +9,25 @@
 
 namespace adamas {
 
+// Elements that a thread takes at a time, unless told otherwise: so many that taking them costs
+// nothing and small models stay on the calling thread, more of a large table, whose memory is read
+// faster in longer stretches, and so few that no thread waits long for the last one.
+inline std::int64_t default_grain(std::int64_t total) {
+  return std::clamp<std::int64_t>(total / 256, 1 << 15, 1 << 18);
+}
+
 class Pieces {
  public:
-  // Pieces of `grain` elements, but for the last.
+  // Pieces of `grain` elements, but for the last; 0 stands for the default.
   Pieces(const Row* rows, std::int64_t row_count, std::int64_t grain)
       : rows_(rows), ends_(row_count), grain_(grain) {
     std::int64_t total = 0;
     for (std::int64_t r = 0; r < row_count; ++r) ends_[r] = total += rows[r].size;
-    count_ = total / grain + (total % grain != 0);
+    if (!grain) grain_ = default_grain(total);
+    count_ = total / grain_ + (total % grain_ != 0);
   }
+
+  std::int64_t grain() const { return grain_; }
 
   // How many threads there is work for.
   int threads(int most) const { return static_cast<int>(std::min<std::int64_t>(most, count_)); }

@@ -5,14 +5,11 @@
 
 namespace adamas {
 
-// Steps every row. The rows' elements, end to end, are cut into pieces of `grain` elements, which
-// the threads take in turn; elements are independent, so neither the cut nor the threads show in
-// the result. Rows must not overlap.
+// Steps every row. The rows' elements, end to end, are cut into pieces of `grain` elements (see
+// pieces.hpp), which the threads take in turn; elements are independent, so neither the cut nor the
+// threads show in the result. Rows must not overlap. `found` is null, or has room for each row's
+// measures and zeros in it; they do not show in the result either.
 void step(const Row* rows, std::int64_t row_count, const double* coefficients, Kernel kernel,
-          int threads, std::int64_t grain);
-
-// The same, with the same bits, and measures each row.
-void measured_step(const Row* rows, std::int64_t row_count, const double* coefficients,
-                   MeasuringKernel kernel, int threads, std::int64_t grain, Measures* found);
+          int threads, std::int64_t grain, Measures* found = nullptr);
 
 }  // namespace adamas

@@ -22,10 +22,6 @@ static_assert(sizeof(Row) == 64, "a row is eight int64");
 
 constexpr int coefficient_count = 12;  // columns of the coefficient table, float64
 
-// Steps elements [begin, end) of a row.
-using Kernel = void (*)(const Row& row, const double* coefficients, std::int64_t begin,
-                        std::int64_t end);
-
 // What a measured step says of a row: five sums of squares, of its gradient (unscaled), its
 // moments, its update and its parameter after it; the largest update relative to its weight; how
 // many weights an update left as they were.
@@ -34,9 +30,9 @@ struct Measures {
 };
 constexpr int measure_count = 7;
 
-// As Kernel, and adds what it measures.
-using MeasuringKernel = void (*)(const Row& row, const double* coefficients, std::int64_t begin,
-                                 std::int64_t end, Measures& found);
+// Steps elements [begin, end) of a row, and adds what it measures where there is room for it.
+using Kernel = void (*)(const Row& row, const double* coefficients, std::int64_t begin,
+                        std::int64_t end, Measures* found);
 
 constexpr std::int64_t square_sum_block = 2048;  // elements that are summed at a time
 

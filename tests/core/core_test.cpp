@@ -74,7 +74,7 @@ int test_bits() {
       check(plain.memory != before, "a step changes the parameters");
       for (const Isa& isa : isas())
         for (int threads : {1, 2, 3, 8})
-          for (std::int64_t grain : {1, 7, 64, 1000, 1 << 30}) {
+          for (std::int64_t grain : {0, 1, 7, 64, 1000, 1 << 30}) {
             Tensors tensors(sizes, dtype, amsgrad);
             step_all(tensors, isa, threads, grain);
             check(tensors.memory == plain.memory, std::string(isa.name) + ", " +

@@ -191,13 +191,13 @@ class Plan:
         # The core writes behind autograd's back: a graph that saved a parameter must not use it.
         # This goes first, while what it touches is still in the caches.
         torch.autograd.graph.increment_version(params)
-        stepper = native.measured_step if measure else native.step
-        counts = (table.states, steps)
-        columns = stepper(rows, table_of_them, torch.get_num_threads(), counts=counts)
-        if columns is None:
+        measures = np.zeros((len(rows), native.MEASURES)) if measure else None
+        threads, counts = torch.get_num_threads(), (table.states, steps)
+        native.step(rows, table_of_them, threads, counts=counts, measures=measures)
+        if measures is None:
             return []
         entries = compress(self._fast, steps >= 0)
-        return [Found(*entry, row) for entry, row in zip(entries, columns, strict=True)]
+        return [Found(*entry, row) for entry, row in zip(entries, measures, strict=True)]
 
 
 def _entries(groups: Groups, states: States) -> Iterator[Entry]:

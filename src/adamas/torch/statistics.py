@@ -16,7 +16,7 @@ from .plain import real
 from .sharding import local, shards_of
 from .state import Entry, State
 
-_SUMS = 5  # the first of the columns of native.measured_step; then a maximum, then a count
+_SUMS = 5  # the first of native.step's measures; then a maximum, then a count
 _HEADINGS = (
     "parameter",
     "elements",
@@ -63,7 +63,7 @@ class Found(NamedTuple):
     param: Tensor
     state: State
     columns: NDArray[np.float64]
-    """Those of ``native.measured_step``."""
+    """The measures of ``native.step``."""
 
 
 class Statistics:
@@ -102,7 +102,7 @@ class Statistics:
 
 
 def columns_of(entry: Entry, grad: Tensor | None, before: Tensor) -> NDArray[np.float64]:
-    """The columns of ``native.measured_step`` for one parameter after its step, in torch.
+    """The measures of ``native.step`` for one parameter after its step, in torch.
 
     Args:
         entry: the parameter with its state.
