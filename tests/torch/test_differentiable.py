@@ -73,3 +73,34 @@ def test_gradients_with_respect_to_hyperparameters(name: str, option: str) -> No
         options = {"lr": given["lr"], "betas": betas, "weight_decay": given["weight_decay"]}
         gradients += torch.autograd.grad(unrolled(one, leaves(), options), given[option])
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=0)
+
+
+@rules
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_recorded_hyperparameters_step_by_the_same_bits(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    rule, _ = RULES[name]
+    numbers = {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.3}
+    found = []
+    for recorded in (False, True):
+        given: dict[str, Any] = {
+            key: torch.full(shape, value, dtype=torch.float64, requires_grad=recorded)
+            for key, value in numbers.items()
+        }
+        betas = given["beta1"], given["beta2"]
+        stepped = normal((50,), dtype, 1).requires_grad_()
+        stepped = stepped.clone() if recorded else stepped
+        optimizer = rule(
+            [stepped],
+            lr=given["lr"],
+            betas=betas,
+            weight_decay=given["weight_decay"],
+            differentiable=recorded,
+        )
+        for t in range(5):
+            stepped.grad = normal((50,), dtype, 10 + t)
+            optimizer.step()
+        found.append(stepped.detach().clone())
+    assert torch.equal(*found)

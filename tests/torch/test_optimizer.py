@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import math
 import pickle
 from collections.abc import Callable
 from itertools import product
@@ -531,3 +533,20 @@ def test_denormals_in_a_thread_that_flushes_them(dtype: torch.dtype, dense: bool
         ends.append((p.detach(), optimizer.state[p]["exp_avg"]))
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
     assert ends[0][0].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan], ids=["stepped", "skipped"])
+def test_copies_of_gradients_do_not_outlive_a_step(value: float) -> None:
+    strange, plain = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3).bfloat16())
+    optimizer = Adam([strange, plain], skip_nonfinite=True)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    before = tensors()
+    strange.grad = torch.full((4, 3), value).t()
+    plain.grad = torch.full((3,), value).bfloat16()
+    optimizer.step()
+    strange.grad = plain.grad = None
+    assert tensors() - before == 4  # the moments

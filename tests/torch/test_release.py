@@ -121,3 +121,35 @@ def test_model_and_optimizer_are_given_back() -> None:
     del model, optimizer
     gc.collect()
     assert weight() is None
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_statistics_of_steps_during_backward(named: bool) -> None:
+    found = []
+    for in_backward in (False, True):
+        model = Branching()
+        params = [[*model.first.named_parameters()], [*model.last.named_parameters()]]
+        groups = [{"params": p if named else [one for _, one in p]} for p in params]
+        optimizer = Adam(groups, lr=0.05)
+        if in_backward:
+            step_in_backward(optimizer)
+        for measured in (False, True, True):
+            if measured:
+                optimizer.measure_next_step()
+            torch.manual_seed(1)
+            model(torch.randn(4, 6), other=False).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(optimizer.statistics())
+    assert found[0].parameters == found[1].parameters
+    assert found[0].groups == found[1].groups
+    assert len({each.name for each in found[0].parameters}) == 4 - 2 * named
+
+
+def test_an_error_during_backward_names_the_parameter() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = Adam(model.parameters())
+    step_in_backward(optimizer)
+    optimizer.state[model[1].weight] = {"step": 1, "exp_avg": torch.zeros(3)}
+    with pytest.raises(ValueError, match="the state of parameter 2 of group 0 must"):
+        model(torch.ones(1, 2)).sum().backward()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .checkpoint import StateDict, bare, pack_state, parts
 from .foreign import Group, Layout, in_the_group, recognise
-from .groupoptions import hyper_of
+from .hyperparameters import hyper_of
 from .state import State, moment_names
 
 FORMATS = ("torch", "adamas")

@@ -53,8 +53,8 @@ def squared_norm(parts: Sequence[Part], unscale: float) -> float:
     rounded = rounded_estimate(total, error)
     if rounded is not None:
         return rounded
-    digits = torch.zeros(68, dtype=torch.int64)
+    digits = []
     for shards, rows in parts:
         exact = torch.from_numpy(native.exact_square_sum(rows, unscale, threads))
-        digits += shards.all_reduce(exact) if shards else exact
-    return rounded_digits(digits.numpy())
+        digits.append(shards.all_reduce(exact) if shards else exact)
+    return rounded_digits(torch.stack(digits).sum(0).numpy())

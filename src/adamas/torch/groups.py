@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..text import aligned
+
 # Whose weights may have several dimensions; those of the other norms have one.
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -28,8 +30,7 @@ class Groups(list[dict[str, Any]]):
         lines = [_HEADINGS, *map(_line, self)]
         tensors = sum(len(group["params"]) for group in self)
         lines.append(("total", "", "", f"{tensors:,}", f"{sum(map(_numel, self)):,}", ""))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(_aligned(line, widths) for line in lines)
+        return aligned(lines, left=[_HEADINGS.index("group"), _HEADINGS.index("names")])
 
 
 def decay_groups(
@@ -211,12 +212,3 @@ def _line(group: dict[str, Any]) -> tuple[str, ...]:
 def _numel(group: dict[str, Any]) -> int:
     params = group["params"]
     return sum((p if isinstance(p, Tensor) else p[1]).numel() for p in params)
-
-
-def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
-    """Text to the left, numbers to the right."""
-    cells = [
-        cell.ljust(width) if heading in ("group", "names") else cell.rjust(width)
-        for cell, width, heading in zip(line, widths, _HEADINGS, strict=True)
-    ]
-    return "  ".join(cells).rstrip()

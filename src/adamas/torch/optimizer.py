@@ -13,9 +13,9 @@ from torch.optim import optimizer as _torch
 
 from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
-from .groupoptions import hyper_of
-from .plan import Plan
-from .statistics import Statistics
+from .hyperparameters import hyper_of
+from .plan import Plan, held, ready
+from .statistics import Found, Statistics
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -67,6 +67,7 @@ class Adam(Optimizer):
     last_grad_norm: float | None
     skipped_steps: int
     _statistics: Statistics | None
+    _found: list[Found]  # by steps during backward, until the step that ends them
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class Adam(Optimizer):
         self.max_grad_norm, self.skip_nonfinite = max_grad_norm, bool(skip_nonfinite)
         self.skipped_steps, self.last_grad_norm = 0, None
         self._plan: Plan | None = None
-        self._measuring, self._statistics = False, None
+        self._measuring, self._found, self._statistics = False, [], None
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -171,24 +172,32 @@ class Adam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        params = [param for group in groups for param in group["params"]]
         with torch.no_grad():
-            plan = self._plan
-            if not (plan and plan.holds(groups, params, self.state) and plan.look(groups)):
-                plan = self._plan = Plan(groups, params, self.state)
-                if not plan.look(groups):
-                    raise RuntimeError("a parameter or its state was moved while it was stepped")
-            factors = self._factors(plan)
-            if factors is None:
-                self.skipped_steps += 1
-                return loss
-            found = plan.step(groups, *factors, self._measuring)
-            self._statistics = Statistics(found) if self._measuring else None
+            plan = self._plan = ready(self._plan, groups, self.state)
+            try:
+                factors = self._factors(plan)
+                if factors is None:
+                    self.skipped_steps += 1
+                    return loss
+                found = plan.step(groups, *factors, self._measuring)
+            finally:
+                plan.forget()
+            self._statistics = self._statistics_of(found) if self._measuring else None
             self._measuring = False
         return loss
 
+    def _statistics_of(self, found: list[Found]) -> Statistics | None:
+        """Of a step, and of what backward has stepped before it; in the order of the parameters."""
+        found, self._found = [*self._found, *found], []
+        params = [param for group in self.param_groups for param in group["params"]]
+        order = {param: i for i, param in enumerate(params)}
+        return Statistics(sorted(found, key=lambda each: order[each.param])) if found else None
+
     def measure_next_step(self) -> None:
-        """Lets the next step find its statistics while it steps, without a pass of its own."""
+        """Lets the next step find its statistics while it steps, without a pass of its own.
+
+        Where steps are taken during backward, it is to be called before backward.
+        """
         self._measuring = True
 
     @torch.no_grad()
@@ -210,8 +219,7 @@ class Adam(Optimizer):
         if not self.state:
             raise ValueError("there are no statistics before the first step: call step() first")
         groups = self.param_groups
-        params = [param for group in groups for param in group["params"]]
-        return Statistics((self._plan or Plan(groups, params, self.state)).recall(groups))
+        return Statistics(held(self._plan, groups, self.state).recall(groups))
 
     def _factors(self, plan: Plan) -> tuple[float, float] | None:
         """What unscales and what clips the gradients of a step, None if it is to be skipped."""
@@ -269,6 +277,7 @@ class Adam(Optimizer):
         with torch.no_grad():
             states, groups, match = unpack(self, state_dict, strict)
         self._plan = self._statistics = None
+        self._found.clear()
         self.state.clear()
         self.state.update(states)
         for group, new in zip(self.param_groups, groups, strict=True):
@@ -292,7 +301,7 @@ class Adam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled or copied optimizer; options that it lacks get their defaults."""
         self._plan = None
-        self._measuring, self._statistics = False, None
+        self._measuring, self._found, self._statistics = False, [], None
         super().__setstate__(_OWN | state)
         for group in self.param_groups:
             for option in ("amsgrad", "maximize", "capturable", "differentiable"):

@@ -45,7 +45,7 @@ def step(
     compute = "float64" if m.dtype == torch.float64 else "float32"
     c = hyper.coefficients(state["step"] + 1, compute, unscale, clip)
     if options is not None:
-        c = _recorded(c, options, state["step"] + 1, hyper.decoupled_weight_decay)
+        c = _recorded(c, options, state["step"] + 1, hyper.decoupled_weight_decay, m.dtype)
     v_max = maximum[0] if maximum else None
     values = adam(p.to(m.dtype), g.to(m.dtype), m, v, v_max, c, sqrt, torch.maximum)
     for target, value in zip((param, *moments), values, strict=False):
@@ -74,19 +74,28 @@ def _kept(tensor: Tensor) -> Tensor:
     return tensor.clone() if torch.is_grad_enabled() else tensor
 
 
-def _recorded(c: Coefficients, options: dict[str, Any], step: int, decoupled: bool) -> Coefficients:
-    """The coefficients with those that follow from tensors computed by torch, for autograd."""
+def _recorded(
+    c: Coefficients, options: dict[str, Any], step: int, decoupled: bool, dtype: torch.dtype
+) -> Coefficients:
+    """The same coefficients; those that follow from tensors do so for autograd too."""
     lr, (beta1, beta2), decay = options["lr"], options["betas"], options["weight_decay"]
-    return c._replace(
-        beta1=beta1,
-        one_minus_beta1=1 - beta1,
-        beta2=beta2,
-        one_minus_beta2=1 - beta2,
-        step_size=lr / (1 - beta1**step),
-        denom_scale=(1 - beta2**step) ** -0.5,
-        decay=lr * decay if decoupled else 0.0,
-        l2=0.0 if decoupled else decay,
-    )
+    formulas = {
+        "beta1": beta1,
+        "one_minus_beta1": 1 - beta1,
+        "beta2": beta2,
+        "one_minus_beta2": 1 - beta2,
+        "step_size": lr / (1 - beta1**step),
+        "denom_scale": (1 - beta2**step) ** -0.5,
+        "decay": lr * decay if decoupled else 0.0,
+        "l2": 0.0 if decoupled else decay,
+    }
+    values = c._asdict()
+    for name, formula in formulas.items():
+        if isinstance(formula, Tensor):
+            # torch rounds the formula otherwise than ``Hyper``: it gives the derivative only.
+            formula = formula.reshape(()).to(dtype)
+            values[name] = torch.full_like(formula, values[name]) + (formula - formula.detach())
+    return Coefficients(**values)
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..hyper import Coefficients, Hyper
 from ..interrupts import deferred
 from . import plain
 from .gradnorm import Part, rows_of, squared_norm
-from .groupoptions import hyper_of
+from .hyperparameters import hyper_of
 from .layout import COMPUTE, is_dense_on_cpu
 from .sharding import local, local_like, shards_of
 from .state import Entry, State, check_grad, check_param, check_state, moment_names, zero_states
@@ -31,7 +31,6 @@ class Plan:
 
     Args:
         groups: the parameter groups.
-        params: all their parameters, in order.
         states: the optimizer's states; one is made for each parameter that has a gradient.
 
     Raises:
@@ -39,7 +38,7 @@ class Plan:
             nothing was changed.
     """
 
-    def __init__(self, groups: Groups, params: list[Tensor], states: States) -> None:
+    def __init__(self, groups: Groups, states: States) -> None:
         entries = list(_entries(groups, states))
         takes = [
             is_dense_on_cpu(local(e.param)) and not _differentiable(groups, e) for e in entries
@@ -60,7 +59,7 @@ class Plan:
         self._part_of = np.array([self._shards.index(s) for s in shards], np.int64)
         for entry in entries:  # from here on nothing fails
             states[entry.param] = entry.state
-        self._params = params
+        self._params = params = _params(groups)
         self._states = list(states.values())
         self._waiting = [param for param in params if param not in states]
         self._options = _options(groups)
@@ -68,10 +67,10 @@ class Plan:
         self._grads: list[tuple[Entry, Tensor]] = []
         self._with_grad: list[int] = []
 
-    def holds(self, groups: Groups, params: list[Tensor], states: States) -> bool:
+    def holds(self, groups: Groups, states: States) -> bool:
         """Whether the plan is still of these parameters and states."""
         return (
-            native.identical(params, self._params)
+            native.identical(_params(groups), self._params)
             and native.identical(list(states.values()), self._states)
             and all(param.grad is None for param in self._waiting)
             and _options(groups) == self._options
@@ -95,6 +94,11 @@ class Plan:
                 self._grads.append((entry, local_like(entry.param.grad, entry.param)))
                 self._with_grad.append(i)
         return not answer & native.MOVED
+
+    def forget(self) -> None:
+        """Lets go of what the last look has copied of gradients."""
+        self._grads = []
+        self._table.forget()
 
     def squared_norm(self, unscale: float) -> float:
         """The sum of the squares of all gradients of the last look; see ``adamas.norm``."""
@@ -200,14 +204,42 @@ class Plan:
         return [Found(*entry, row) for entry, row in zip(entries, measures, strict=True)]
 
 
+def held(plan: Plan | None, groups: Groups, states: States) -> Plan:
+    """The plan as long as it holds, else a new one."""
+    return plan if plan and plan.holds(groups, states) else Plan(groups, states)
+
+
+def ready(plan: Plan | None, groups: Groups, states: States) -> Plan:
+    """The plan as long as it holds and nothing has moved, else a new one: it has looked.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as ``Plan`` and ``Plan.look``.
+    """
+    plan = held(plan, groups, states)
+    if not plan.look(groups):
+        plan = Plan(groups, states)
+        if not plan.look(groups):
+            raise RuntimeError("a parameter or its state was moved while it was stepped")
+    return plan
+
+
+def name_of(group: dict[str, Any], number: int, i: int) -> str:
+    """What errors and statistics call the parameter i of the group of this number."""
+    names = group.get("param_names")
+    return str(names[i]) if names else f"parameter {i} of group {number}"
+
+
+def _params(groups: Groups) -> list[Tensor]:
+    return [param for group in groups for param in group["params"]]
+
+
 def _entries(groups: Groups, states: States) -> Iterator[Entry]:
     """Each parameter once that has a gradient or a state, with the state it needs."""
     found: dict[Tensor, tuple[str, int]] = {}
     for number, group in enumerate(groups):
-        names = group.get("param_names")
         for i, param in enumerate(group["params"]):
             if param not in found and (param.grad is not None or param in states):
-                found[param] = names[i] if names else f"parameter {i} of group {number}", number
+                found[param] = name_of(group, number, i), number
     new = [
         (param, groups[number]["amsgrad"])
         for param, (_, number) in found.items()

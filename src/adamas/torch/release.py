@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .optimizer import Adam
-from .plan import Plan
+from .plan import Plan, name_of, ready
 from .state import State
 
 
@@ -58,9 +58,9 @@ class BackwardStepper:
         self._optimizer, self._accumulate = optimizer, accumulate
         self._seen: dict[Tensor, int] = {}
         self._plans: dict[Tensor, Plan] = {}
-        self._places: dict[Tensor, tuple[dict[str, Any], int]] = {
-            param: (group, i)
-            for group in optimizer.param_groups
+        self._places: dict[Tensor, tuple[int, int]] = {
+            param: (number, i)
+            for number, group in enumerate(optimizer.param_groups)
             for i, param in enumerate(group["params"])
             if param.requires_grad
         }
@@ -91,16 +91,15 @@ class BackwardStepper:
         if self._seen[param] < self._accumulate:
             return
         self._seen[param] = 0
-        group, i = self._places[param]
-        alone = group | {"params": [param]}
-        if "param_names" in group:
-            alone["param_names"] = [group["param_names"][i]]
-        states = self._optimizer.state
+        number, i = self._places[param]
+        optimizer = self._optimizer
+        group = optimizer.param_groups[number]
+        alone = [group | {"params": [param], "param_names": [name_of(group, number, i)]}]
+        states = optimizer.state
         own: dict[Tensor, State] = {param: states[param]} if param in states else {}
-        plan = self._plans.get(param)
-        if not (plan and plan.holds([alone], [param], own) and plan.look([alone])):
-            plan = self._plans[param] = Plan([alone], [param], own)
-            plan.look([alone])
-            states[param] = own[param]
-        plan.step([alone])
+        plan = self._plans[param] = ready(self._plans.get(param), alone, own)
+        states[param] = own[param]
+        found = plan.step(alone, measure=optimizer._measuring)
+        optimizer._found += [each._replace(group=number) for each in found]
+        plan.forget()
         param.grad = None

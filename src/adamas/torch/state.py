@@ -50,7 +50,7 @@ def zero_states(params: list[tuple[Tensor, bool]]) -> list[State]:
     """The states of dense parameters before the first step, with AMSGrad's moment or without.
 
     All the tensors are made before their memory, so that they lie side by side: each step looks at
-    them, and a thousand of them strewn between their data take twice as long to look at.
+    them, and a thousand of them strewn between their data take half as long again to look at.
     """
     states: list[State] = [
         {"step": 0}

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..equations import adam
 from ..hyper import Hyper
+from ..text import aligned
 from .plain import real
 from .sharding import local, shards_of
 from .state import Entry, State
@@ -90,15 +92,7 @@ class Statistics:
 
     def __str__(self) -> str:
         """A line a parameter, then a line a group."""
-        lines = [_HEADINGS, *map(_cells, (*self.parameters, *self.groups))]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        return aligned([_HEADINGS, *map(_cells, (*self.parameters, *self.groups))])
 
 
 def columns_of(entry: Entry, grad: Tensor | None, before: Tensor) -> NDArray[np.float64]:
@@ -123,14 +117,19 @@ def columns_of(entry: Entry, grad: Tensor | None, before: Tensor) -> NDArray[np.
 def weights_before(entry: Entry, hyper: Hyper) -> Tensor:
     """What a parameter was before its last step, to rounding: real numbers in float64.
 
-    ``p_before = (p + step_size * m / d) / (1 - decay)``, of the step's equation.
+    The last step is taken once more from zero, with its moments as they are and without decay:
+    where it ends is what it subtracted.
     """
     c = hyper.coefficients(entry.state["step"], "float64")
+    still = {"beta1": 1.0, "one_minus_beta1": 0.0, "beta2": 1.0, "one_minus_beta2": 0.0}
     root = "max_exp_avg_sq" if hyper.amsgrad else "exp_avg_sq"
     m, v = (real(local(entry.state[key])).double() for key in ("exp_avg", root))
-    d = v.sqrt() * c.denom_scale + c.eps
-    param = real(local(entry.param).detach()).double()
-    return (param + c.step_size * m / d) / (1 - c.decay)
+    zero = torch.zeros_like(m)
+    without_decay = c._replace(decay=0.0, **still)
+    moved, *_ = adam(zero, zero, m, v, None, without_decay, torch.sqrt, torch.maximum)
+    after = real(local(entry.param).detach()).double()
+    before: Tensor = (after - moved) / (1 - c.decay)
+    return before
 
 
 def _over_all(found: Sequence[Found]) -> NDArray[np.float64]:

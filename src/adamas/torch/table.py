@@ -54,7 +54,7 @@ class Table:
         self.rows[:, native.DTYPE] = [native.DTYPES[COMPUTE[p.dtype]] for p in params]
         self._bytes = np.array([p.numel() * p.element_size() for p in parts], np.int64)
         self._lows, self._highs = self._spans()
-        self._copies: dict[int, Tensor] = {}  # of gradients, alive until the next look
+        self._copies: dict[int, Tensor] = {}  # of gradients, for one step
 
     def look(self) -> int:
         """Brings the gradients of the rows, and the steps, up to date.
@@ -71,7 +71,7 @@ class Table:
             answer = self._watch.look(self.rows, self.steps)
         if answer & native.MOVED:
             return answer
-        self._copies.clear()
+        self.forget()
         if answer & native.STRANGE:
             for i in self._watch.which():
                 grad = self._grad(i)
@@ -82,6 +82,10 @@ class Table:
             for i in np.flatnonzero(self._across(self.rows[:, native.GRAD])).tolist():
                 self._copy(i, self._grad(i))
         return answer
+
+    def forget(self) -> None:
+        """Lets go of the copies of gradients that the last look has made."""
+        self._copies.clear()
 
     def _grad(self, i: int) -> Tensor:
         grad = self.params[i].grad
