@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from adamas import Hyper, reference
+from adamas import Hyper, formats, native, reference
 
 HASHES = Path(__file__).parent / "hashes.json"
 STEPS = 60
@@ -30,19 +30,36 @@ class Case:
     name: str
     dtype: str
     options: dict[str, Any] = field(hash=False)
+    grad_dtype: str | None = None
+    moments: str = "float32"
+    master_bits: int | None = None
 
     @property
     def hyper(self) -> Hyper:
         return Hyper(**self.options)
 
+    @property
+    def types(self) -> int:
+        """Those of the core's rows."""
+        beside = formats.master_beside(self.dtype, self.master_bits)
+        return native.types(self.dtype, self.grad_dtype, self.moments, beside)
+
     def params(self) -> list[np.ndarray]:
-        return [numbers(1000 + i, n, self.dtype, -3, 1) for i, n in enumerate(SIZES)]
+        return [as_dtype(1000 + i, n, self.dtype, -3, 1) for i, n in enumerate(SIZES)]
+
+    def initial(self) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """The parameters with their states."""
+        return [
+            (p, reference.initial_state(p, self.hyper, self.moments, self.master_bits))
+            for p in self.params()
+        ]
 
     def grads(self) -> Iterator[list[np.ndarray]]:
         """The gradients of each step: over 40 binades, with exact zeros and denormals."""
+        kind = self.grad_dtype or self.dtype
         for step in range(STEPS):
             yield [
-                numbers(100_000 + 100 * step + i, n, self.dtype, -33, 7, sparse=True)
+                as_dtype(100_000 + 100 * step + i, n, kind, -33, 7, sparse=True)
                 for i, n in enumerate(SIZES)
             ]
 
@@ -65,6 +82,31 @@ def _cases() -> Iterator[Case]:
             + ["decay"] * bool(decay)
         )
         yield Case(name, dtype, values)
+
+
+def _format_cases() -> Iterator[Case]:
+    weights = [("float32", None), ("bfloat16", 32), ("bfloat16", 24), ("bfloat16", 16)]
+    weights += [("float16", 32), ("float16", 16)]
+    grads = ["float32", "bfloat16", "float16"]
+    for i, ((dtype, bits), moments) in enumerate(product(weights, formats.FORMATS)):
+        options = {"lr": 3e-3, "weight_decay": 0.1, "decoupled_weight_decay": i % 2 == 0}
+        options["amsgrad"] = i % 3 == 2
+        # Of each kind of gradients with each of the others, all but those that older cases have.
+        grad = grads[(i + i // 4) % 3]
+        if (dtype, moments, grad) != ("float32", "float32", "float32"):
+            name = "-".join([dtype, *([str(bits)] if bits else []), moments, f"{grad} gradients"])
+            yield Case(name, dtype, options, grad, moments, bits)
+
+
+def as_dtype(seed: int, count: int, dtype: str, *args: Any, **options: Any) -> np.ndarray:
+    """Numbers in any dtype; uint16 holds the bits of bfloat16."""
+    if dtype in ("float32", "float64"):
+        return numbers(seed, count, dtype, *args, **options)
+    wide = numbers(seed, count, "float32", *args, **options)
+    if dtype == "bfloat16":
+        return formats.to_bfloat16(wide, np.arange(count, dtype=np.uint32), seed)
+    with np.errstate(over="ignore"):
+        return wide.astype(dtype)
 
 
 def numbers(
@@ -100,7 +142,7 @@ def digest(results: list[tuple[np.ndarray, dict[str, Any]]]) -> str:
 
 
 def run_reference(case: Case) -> list[tuple[np.ndarray, dict[str, Any]]]:
-    results = [(p, reference.initial_state(p, case.hyper)) for p in case.params()]
+    results = case.initial()
     for grads in case.grads():
         results = [
             reference.step(p, g, state, case.hyper)
@@ -110,6 +152,16 @@ def run_reference(case: Case) -> list[tuple[np.ndarray, dict[str, Any]]]:
 
 
 CASES = list(_cases())
+FORMAT_CASES = list(_format_cases())
+COLUMNS = {
+    "exp_avg": native.EXP_AVG,
+    "words": native.EXP_AVG,
+    "exp_avg_sq": native.EXP_AVG_SQ,
+    "scales": native.EXP_AVG_SQ,
+    "max_exp_avg_sq": native.MAX_EXP_AVG_SQ,
+    "remainder": native.MASTER,
+    "master": native.MASTER,
+}
 
 
 def hashes() -> dict[str, str]:
@@ -118,5 +170,5 @@ def hashes() -> dict[str, str]:
 
 
 if __name__ == "__main__":  # writes the hashes anew; a change of theirs is a change of the contract
-    found = {case.name: digest(run_reference(case)) for case in CASES}
+    found = {case.name: digest(run_reference(case)) for case in (*CASES, *FORMAT_CASES)}
     HASHES.write_text(json.dumps(found, indent=1) + "\n")

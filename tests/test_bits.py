@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case, digest, hashes, run_reference
+from cases import CASES, COLUMNS, FORMAT_CASES, Case, digest, hashes, run_reference
 
 import adamas
 import adamas.torch
@@ -19,15 +19,16 @@ Results = list[tuple[np.ndarray, dict[str, Any]]]
 
 
 def run_core(case: Case, isa: str, threads: int, grain: int) -> Results:
-    results = [(p, reference.initial_state(p, case.hyper)) for p in case.params()]
+    results = case.initial()
     for step, grads in enumerate(case.grads(), 1):
-        rows = np.zeros((len(results), native.COLUMNS), np.int64)
+        rows = native.table(len(results))
         for row, (param, state), grad in zip(rows, results, grads, strict=True):
-            arrays = [param, grad, *(a for key, a in state.items() if key != "step")]
-            row[: len(arrays)] = [a.ctypes.data for a in arrays]
-            row[native.SIZE] = param.size
-            row[native.DTYPE] = native.DTYPES[case.dtype]
-        coefficients = np.array([case.hyper.coefficients(step, case.dtype)])
+            row[[native.PARAM, native.GRAD]] = param.ctypes.data, grad.ctypes.data
+            for key in state.keys() - {"step"}:
+                row[COLUMNS[key]] = state[key].ctypes.data
+            row[native.SIZE], row[native.TYPES] = param.size, case.types
+        compute = reference.compute_type(results[0][0].dtype)
+        coefficients = np.array([case.hyper.coefficients(step, compute)])
         native.step(rows, coefficients, threads, grain=grain, isa=isa)
     return results
 
@@ -84,6 +85,21 @@ class TestHashes:
         assert digest(run_torch(case, plain)) == KEPT[case.name]
 
 
+@pytest.mark.parametrize("case", FORMAT_CASES, ids=lambda case: case.name)
+class TestFormats:
+    """Each backend on each moment format and kind of weights."""
+
+    def test_reference(self, case: Case) -> None:
+        assert digest(run_reference(case)) == KEPT[case.name]
+
+    @pytest.mark.parametrize(("threads", "grain"), [(1, 0), (2, 777)])
+    @pytest.mark.parametrize("isa", native.isas())
+    def test_core(self, case: Case, isa: str, threads: int, grain: int) -> None:
+        assert digest(run_core(case, isa, threads, grain)) == KEPT[case.name]
+
+
 def test_the_cases_differ() -> None:
     """But for the two rules, which are one where there is no decay."""
-    assert len(set(KEPT.values())) == len(KEPT) * 3 // 4
+    older = [KEPT[case.name] for case in CASES]
+    assert len(set(older)) == len(older) * 3 // 4
+    assert len(set(KEPT.values()) - set(older)) == len(FORMAT_CASES)

@@ -22,10 +22,10 @@ HYPER = Hyper(lr=0.01)
 
 
 def rows_of(arrays: list[np.ndarray]) -> np.ndarray:
-    row = np.zeros((1, native.COLUMNS), np.int64)
+    row = native.table(1)
     row[0, : len(arrays)] = [a.ctypes.data for a in arrays]
     row[0, native.SIZE] = arrays[0].size
-    row[0, native.DTYPE] = native.DTYPES[str(arrays[0].dtype)]
+    row[0, native.TYPES] = native.types(str(arrays[0].dtype))
     return row
 
 
@@ -92,7 +92,13 @@ def test_a_measured_step_has_the_same_bits(dtype: str, isa: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{native.SIZE: -1}, {native.COEFFICIENTS: 1}, {native.COEFFICIENTS: -1}, {native.DTYPE: 2}],
+    [
+        {native.SIZE: -1},
+        {native.COEFFICIENTS: 1},
+        {native.COEFFICIENTS: -1},
+        {native.TYPES: 9},
+        {native.RUN: 0},
+    ],
 )
 def test_a_bad_row_is_refused(change: dict[int, int]) -> None:
     rows = rows_of([np.ones(3, "float32") for _ in range(4)])
@@ -109,7 +115,7 @@ def test_bad_settings_are_refused(settings: dict[str, object]) -> None:
 
 
 def test_no_rows() -> None:
-    native.step(np.zeros((0, native.COLUMNS), np.int64), np.zeros((0, len(Coefficients._fields))))
+    native.step(native.table(0), np.zeros((0, len(Coefficients._fields))))
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -17,11 +17,11 @@ SIZES = (0, 1, 31, 32, 33, 2047, 2048, 2049, 5000)
 
 
 def rows(arrays: list[np.ndarray]) -> np.ndarray:
-    table = np.zeros((len(arrays), native.COLUMNS), np.int64)
+    table = native.table(len(arrays))
     for row, array in zip(table, arrays, strict=True):
         row[native.GRAD] = array.ctypes.data
         row[native.SIZE] = array.size
-        row[native.DTYPE] = native.DTYPES[array.dtype.name]
+        row[native.TYPES] = native.types(array.dtype.name)
     return table
 
 

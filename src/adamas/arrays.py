@@ -18,7 +18,7 @@ from .reference import State
 
 Arrays = Array | Sequence[Array | None] | Mapping[str, Array | None]
 
-_COMPUTE = sorted(native.DTYPES, key=native.DTYPES.__getitem__)
+_COMPUTE = ["float32", "float64"]
 
 
 class Adam:
@@ -162,18 +162,16 @@ class Adam:
         """Takes the state, and makes the core's rows of the arrays that it takes."""
         self._state = state
         self._forms = {name: _form(param) for name, param in self._params.items()}
-        dense = [
-            n for n, p in self._params.items() if is_dense(p) and p.dtype.name in native.DTYPES
-        ]
+        dense = [n for n, p in self._params.items() if is_dense(p) and p.dtype.name in _COMPUTE]
         self._index = {name: i for i, name in enumerate(dense)}
-        self._rows = np.zeros((len(dense), native.COLUMNS), np.int64)
+        self._rows = native.table(len(dense))
         for row, name in zip(self._rows, dense, strict=True):
             param = self._params[name]
             moments = [address(a) for key, a in state[name].items() if key != "step"]
             row[native.PARAM] = address(param)
             row[native.EXP_AVG : native.EXP_AVG + len(moments)] = moments
             row[native.SIZE] = param.size
-            row[native.DTYPE] = native.DTYPES[param.dtype.name]
+            row[native.TYPES] = native.types(param.dtype.name)
 
     def _check_grads(self, grads: Arrays) -> dict[str, Array]:
         named = _named(grads)
@@ -217,13 +215,14 @@ class Adam:
         readable = [_like(self._params[name], grad) for name, grad in grads]
         rows = self._rows[[self._index[name] for name, _ in grads]]
         rows[:, native.GRAD] = lows = np.array([address(g) for g in readable], np.int64)
-        itemsize = np.where(rows[:, native.DTYPE], 8, 4)
+        wide = rows[:, native.TYPES] == native.types("float64")
+        itemsize = np.where(wide, 8, 4)
         overlap = self._spans.overlap(lows, lows + rows[:, native.SIZE] * itemsize)
         for i in np.flatnonzero(overlap | (lows % itemsize != 0)):
             readable[i] = readable[i].copy("K")
             rows[i, native.GRAD] = address(readable[i])
         # Arrays of one type and step share their coefficients.
-        kinds, rows[:, native.COEFFICIENTS] = _distinct(2 * (steps + 1) + rows[:, native.DTYPE])
+        kinds, rows[:, native.COEFFICIENTS] = _distinct(2 * (steps + 1) + wide)
         coefficients = [self._hyper.coefficients(k // 2, _COMPUTE[k % 2]) for k in kinds]
         table = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
         return rows, table, readable

@@ -28,6 +28,7 @@ class Coefficients(NamedTuple):
     maximize: float  # 1 or 0
     unscale: float  # 1 / loss scale: the first that a gradient is multiplied with
     clip: float  # the second: max_norm / norm where that is below 1
+    step: float  # its number, for the dithers; exact also beside float32
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,10 @@ class Hyper:
             maximize=float(self.maximize),
             unscale=unscale,
             clip=clip,
+            step=step,
         )
         largest = _LARGEST[compute]
-        if max(exact[:-2]) > largest:  # unscale and clip may be anything, as gradients may
+        if max(exact[:-3]) > largest:  # unscale and clip may be anything, as gradients may
             name, value = next(item for item in exact._asdict().items() if item[1] > largest)
             raise ValueError(
                 f"{name} = {value!r} exceeds {compute}: lower it"
@@ -153,11 +155,11 @@ _SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074}
 
 
 _LARGEST = {"float32": (2 - 2.0**-23) * 2.0**127, "float64": sys.float_info.max}
-_FLOATS = struct.Struct(f"{len(Coefficients._fields)}f")
+_FLOATS = struct.Struct(f"{len(Coefficients._fields) - 1}f")
 
 
 def _to_float32(exact: Coefficients) -> Coefficients:
-    rounded = Coefficients._make(_FLOATS.unpack(_FLOATS.pack(*exact)))
+    rounded = Coefficients._make((*_FLOATS.unpack(_FLOATS.pack(*exact[:-1])), exact.step))
     # Where the thread flushes denormals, an eps that is one has become zero.
     return rounded if rounded.eps else rounded._replace(eps=exact.eps)
 

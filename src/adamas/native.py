@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,9 +21,12 @@ except ImportError as error:
     ) from error
 
 # The columns of a table's rows, one row a tensor, all int64; struct Row in src/core/table.hpp.
-PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, SIZE, COEFFICIENTS, DTYPE = range(8)
-COLUMNS = 8
-DTYPES = {"float32": 0, "float64": 1}
+# A codec's words and scales stand for exp_avg and exp_avg_sq.
+PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MASTER = range(6)
+SIZE, COEFFICIENTS, TYPES, OFFSET, RUN, STRIDE = range(6, 12)
+COLUMNS = 12
+DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
+_MOMENTS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 
 MEASURES = 7  # columns of what a step can be measured by; struct Measures there
 
@@ -32,6 +36,28 @@ Watch = _core.Watch
 identical = _core.identical
 
 _MOST_THREADS = 1 << 10
+_LONGEST = (1 << 63) - 1
+
+
+def types(param: str, grad: str | None = None, moments: str = "float32", master: int = 0) -> int:
+    """What a row's TYPES says: struct Types in src/core/table.hpp.
+
+    Args:
+        param: the parameter's dtype, one of ``DTYPES``.
+        grad: its gradient's; by default the same.
+        moments: their format; "float32" stands for float64 beside parameters of that.
+        master: bits beside the parameter: 0, 8 or 16 of a bfloat16 one's master weight, or 32, all
+            of it.
+    """
+    kinds = DTYPES[param], DTYPES[grad or param], _MOMENTS[moments], master
+    return int.from_bytes(bytes(kinds), sys.byteorder)
+
+
+def table(tensors: int) -> NDArray[np.int64]:
+    """Rows to fill in, of whole tensors: their elements' indices count from 0."""
+    rows = np.zeros((tensors, COLUMNS), np.int64)
+    rows[:, RUN] = _LONGEST
+    return rows
 
 
 Counts = tuple[list[dict[str, Any]], NDArray[np.int64]]
@@ -53,11 +79,13 @@ def step(
     Neither ``measures`` nor ``threads`` nor ``grain`` nor ``isa`` shows in the result.
 
     Args:
-        rows: (tensors, 8) int64: the addresses of param, grad, exp_avg, exp_avg_sq and
-            max_exp_avg_sq (0 without AMSGrad), the number of elements, the index of the
-            coefficients, the dtype. The caller vouches that the tensors are dense, aligned, alive,
-            and do not overlap, but for gradients among themselves.
-        coefficients: (sets, 12) float64, each row a ``hyper.Coefficients``.
+        rows: (tensors, 12) int64: the addresses of param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq
+            (0 without AMSGrad) and the master weights (0 without), the number of elements, the
+            index of the coefficients, the types, and where the elements lie in the whole tensor:
+            number k is ``offset + (k // run) * stride + k % run`` of it. The caller vouches that
+            the tensors are dense, aligned, alive, and do not overlap, but for gradients among
+            themselves.
+        coefficients: (sets, 13) float64, each row a ``hyper.Coefficients``.
         threads: at most so many, the caller's among them; by default ``default_threads()``.
         counts: states, and their step counts before this step, -1 for one that is not stepped: its
             ``step`` is set to one more, so that no interrupt can part a step from its count.

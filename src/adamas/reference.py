@@ -6,55 +6,141 @@ from typing import Any
 
 import numpy as np
 
+from . import formats
 from .equations import adam
 from .hyper import Hyper
 
-State = dict[
-    str, Any
-]  # step: int; exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq: like the parameter
+State = dict[str, Any]  # step: int; and the arrays of ``formats.slots``
+Array = np.ndarray
 
 
 def compute_type(dtype: np.dtype[Any]) -> str:
-    """The type that a step of parameters of this dtype is computed and its moments are kept in."""
+    """The type that a step of parameters of this dtype is computed in."""
     return "float64" if dtype == np.float64 else "float32"
 
 
-def initial_state(param: np.ndarray, hyper: Hyper) -> State:
-    """The state before the first step: zero moments, laid out in memory as the parameter is."""
-    names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * hyper.amsgrad
-    return {"step": 0} | {name: np.zeros_like(param, compute_type(param.dtype)) for name in names}
+def dtype_name(array: Array) -> str:
+    """Of an array's numbers; NumPy has no bfloat16, and uint16 stands for its bits."""
+    return "bfloat16" if array.dtype == np.uint16 else array.dtype.name
+
+
+def initial_state(
+    param: Array, hyper: Hyper, moments: str = "float32", master_bits: int | None = None
+) -> State:
+    """The state before the first step: zero moments, and the parameter as its own master weight.
+
+    Args:
+        param: float16, float32, float64, or uint16 for the bits of bfloat16.
+        hyper: the hyperparameters.
+        moments: the moments' format,
+        master_bits: and the master weight's bits; see ``formats.slots``.
+    """
+    state: State = {"step": 0}
+    for slot in formats.slots(dtype_name(param), moments, master_bits, hyper.amsgrad):
+        shape, dtype = slot.shape(param.shape), slot.dtype.replace("bfloat16", "uint16")
+        alike = shape == param.shape  # then laid out in memory as the parameter is
+        state[slot.key] = np.zeros_like(param, dtype) if alike else np.zeros(shape, dtype)
+    if "master" in state:
+        state["master"][...] = param
+    return state
 
 
 def step(
-    param: np.ndarray,
-    grad: np.ndarray,
+    param: Array,
+    grad: Array,
     state: State,
     hyper: Hyper,
     unscale: float = 1.0,
     clip: float = 1.0,
-) -> tuple[np.ndarray, State]:
+    index: Array | None = None,
+) -> tuple[Array, State]:
     """One step of Adam on one array of any shape.
 
     Args:
-        param: the parameter, float16, float32 or float64.
-        grad: its gradient, of the same shape.
+        param: the parameter, of the dtypes of ``initial_state``.
+        grad: its gradient, of the same shape; of float64 beside that, else of any of the others.
         state: ``initial_state(...)`` or what the step before returned.
         hyper: the hyperparameters.
         unscale: 1 / the scale of the gradient.
         clip: what the unscaled gradient is multiplied with; ``norm.clip_factor``.
+        index: each element's in the flattened whole tensor, where the array is a part of it.
 
     Returns:
         The parameter and the state after the step; the arguments stay as they are.
     """
-    compute = compute_type(param.dtype)
     t = state["step"] + 1
-    c = hyper.coefficients(t, compute, unscale, clip)
-    names = [name for name in state if name != "step"]
-    # flat: before 2.0, NumPy computes with 0-dimensional arrays in float64
-    flat = [a.reshape(-1).astype(compute) for a in (param, grad, *(state[name] for name in names))]
-    p, g, m, v, v_max = flat if len(flat) == 5 else (*flat, None)
+    c = hyper.coefficients(t, compute_type(param.dtype), unscale, clip)
+    where = np.arange(param.size) if index is None else index.reshape(-1)
+    where = where.astype(np.uint32)
+    p, g, (m, v) = _weights(param, state), _numbers(grad), _moments(state, param)
+    v_max = _numbers(state["max_exp_avg_sq"]) if hyper.amsgrad else None
     with np.errstate(all="ignore"):  # overflow and NaN are results here, not events
-        p, *moments = adam(p, g, m, v, v_max, c, np.sqrt, np.maximum)
-        p = p.astype(param.dtype)
-    new = {name: a.reshape(param.shape) for name, a in zip(names, moments, strict=False)}
-    return p.reshape(param.shape), {"step": t} | new
+        p, m, v, v_max = adam(p, g, m, v, v_max, c, np.sqrt, np.maximum)
+        new = {"max_exp_avg_sq": v_max} | _store_moments(m, v, g != 0, state, param, where, t)
+        kept, beside = _store_weights(p, param, state, where, t)
+    new |= beside
+    arrays = {
+        key: new[key].view(old.dtype).reshape(old.shape)
+        for key, old in state.items()
+        if key != "step"
+    }
+    return kept.astype(param.dtype).reshape(param.shape), {"step": t} | arrays
+
+
+def _numbers(array: Array) -> Array:
+    # flat: before 2.0, NumPy computes with 0-dimensional arrays in float64
+    flat = array.reshape(-1)
+    if flat.dtype == np.uint16:
+        return formats.from_bfloat16(flat)
+    return flat.astype(compute_type(flat.dtype))
+
+
+def _weights(param: Array, state: State) -> Array:
+    """What is trained: the master weight where there is one, else the parameter."""
+    if "master" in state:
+        return _numbers(state["master"])
+    if "remainder" in state:
+        return formats.join(param.reshape(-1), _words(state["remainder"], param))
+    return _numbers(param)
+
+
+def _store_weights(
+    p: Array, param: Array, state: State, index: Array, step: int
+) -> tuple[Array, State]:
+    """The parameter that the model sees, and what is kept beside it."""
+    if "master" in state:
+        return p.astype(np.float16), {"master": p}
+    if "remainder" in state:
+        bits = 8 * _words(state["remainder"], param).itemsize
+        kept, rest = formats.split(p, bits, index, step)
+        return kept, {"remainder": rest}
+    if param.dtype == np.uint16:
+        return formats.to_bfloat16(p, index, step, other=True), {}
+    if param.dtype == np.float16:
+        return formats.to_float16(p, index, step), {}
+    return p, {}
+
+
+def _moments(state: State, param: Array) -> tuple[Array, Array]:
+    if "words" not in state:
+        return _numbers(state["exp_avg"]), _numbers(state["exp_avg_sq"])
+    words = _words(state["words"], param)
+    return formats.Codec(4 * words.itemsize).decode(words, state["scales"])
+
+
+def _store_moments(
+    m: Array, v: Array, active: Array, state: State, param: Array, index: Array, step: int
+) -> State:
+    if "words" in state:
+        codec = formats.Codec(4 * _words(state["words"], param).itemsize)
+        words, scales = codec.encode(m, v, active, index, step)
+        return {"words": words, "scales": scales}
+    if state["exp_avg"].dtype == np.uint16:
+        m = formats.to_bfloat16(m, index, step, other=True)
+        v = formats.to_bfloat16(v, index, step)
+    return {"exp_avg": m, "exp_avg_sq": v}
+
+
+def _words(array: Array, param: Array) -> Array:
+    """Words of one byte or, where the bytes are a dimension of their own, of two; flat."""
+    return array.reshape(-1).view("<u2" if array.ndim > param.ndim else "u1")

@@ -27,16 +27,18 @@ static std::vector<std::string> isa_names() {
 }
 
 // The rows of a table, checked as far as one can without following their addresses.
-static const adamas::Row* rows_of(Matrix<const std::int64_t, 8> table, std::int64_t sets,
-                                  int threads, std::int64_t grain, std::size_t isa) {
+static const adamas::Row* rows_of(Matrix<const std::int64_t, adamas::row_columns> table,
+                                  std::int64_t sets, int threads, std::int64_t grain,
+                                  std::size_t isa) {
   if (threads < 1 || grain < 0 || isa >= adamas::isas().size())
     throw nb::value_error(
         "threads must be at least 1, grain at least 0, and isa an index of isas()");
   const auto* rows = reinterpret_cast<const adamas::Row*>(table.data());
   for (const adamas::Row* row = rows; row != rows + table.shape(0); ++row)
-    if (row->size < 0 || row->coefficients < 0 || row->coefficients >= sets ||
-        (row->dtype != adamas::float32 && row->dtype != adamas::float64))
-      throw nb::value_error("a row has a negative size, or names no coefficients or no dtype");
+    if (row->size < 0 || row->coefficients < 0 || row->coefficients >= sets || row->run < 1 ||
+        !adamas::known(row->types))
+      throw nb::value_error(
+          "a row has a negative size or a run below 1, or names no coefficients or no types");
   return rows;
 }
 
@@ -56,7 +58,7 @@ static void count(nb::list states, Counts steps) {
   }
 }
 
-static void step(Matrix<const std::int64_t, 8> table,
+static void step(Matrix<const std::int64_t, adamas::row_columns> table,
                  Matrix<const double, adamas::coefficient_count> coefficients, int threads,
                  std::int64_t grain, std::size_t isa, nb::list states, Counts steps,
                  std::optional<Matrix<double, adamas::measure_count>> measures) {
@@ -71,8 +73,9 @@ static void step(Matrix<const std::int64_t, 8> table,
                grain, found);
 }
 
-static std::pair<double, double> square_sum(Matrix<const std::int64_t, 8> table, double scale,
-                                            int threads, std::int64_t grain, std::size_t isa) {
+static std::pair<double, double> square_sum(Matrix<const std::int64_t, adamas::row_columns> table,
+                                            double scale, int threads, std::int64_t grain,
+                                            std::size_t isa) {
   const adamas::Row* rows = rows_of(table, INT64_MAX, threads, grain, isa);
   const nb::gil_scoped_release release;
   const adamas::Estimate estimate = adamas::square_sum(
@@ -80,8 +83,9 @@ static std::pair<double, double> square_sum(Matrix<const std::int64_t, 8> table,
   return {estimate.value, estimate.error};
 }
 
-static std::vector<std::int64_t> exact_square_sum(Matrix<const std::int64_t, 8> table, double scale,
-                                                  int threads, std::int64_t grain) {
+static std::vector<std::int64_t> exact_square_sum(
+    Matrix<const std::int64_t, adamas::row_columns> table, double scale, int threads,
+    std::int64_t grain) {
   const adamas::Row* rows = rows_of(table, INT64_MAX, threads, grain, 0);
   const nb::gil_scoped_release release;
   const adamas::Digits digits =

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "formats.hpp"
 #include "pieces.hpp"
 #include "pool.hpp"
 
@@ -45,14 +46,27 @@ void add(Digits& digits, double x) {
   digit[2] += high >> 32;
 }
 
+float value_of(float x) { return x; }
+double value_of(double x) { return x; }
+
+struct Bfloat16 {
+  std::uint16_t half;
+};
+float value_of(Bfloat16 x) { return float_of(top_half(x.half)); }
+
+struct Float16 {
+  std::uint16_t half;
+};
+float value_of(Float16 x) { return from_float16(x.half); }
+
 template <class T>
 void add_squares(Digits& digits, const Row& row, double scale, std::int64_t begin,
                  std::int64_t end) {
-  const T* g = static_cast<const T*>(row.grad);
-  const T factor = static_cast<T>(scale);
+  const T* g = static_cast<const T*>(row.arrays[grad]);
+  const auto factor = static_cast<decltype(value_of(T{}))>(scale);
   constexpr std::int64_t most = 1 << 28;  // digits of 64 bits hold so many without a carry
   for (std::int64_t i = begin; i < end; ++i) {
-    const double x = g[i] * factor;
+    const double x = value_of(g[i]) * factor;
     add(digits, x * x);
     if ((i - begin) % most == most - 1) carry(digits);
   }
@@ -89,8 +103,19 @@ Digits exact_square_sum(const Row* rows, std::int64_t row_count, double scale, i
   run(pieces.threads(threads) - 1, [&] {
     Digits mine{};
     pieces.each([&](const Row& row, std::int64_t begin, std::int64_t end) {
-      row.dtype == float64 ? add_squares<double>(mine, row, scale, begin, end)
-                           : add_squares<float>(mine, row, scale, begin, end);
+      switch (row.types.grad) {
+        case Dtype::float64:
+          add_squares<double>(mine, row, scale, begin, end);
+          break;
+        case Dtype::float32:
+          add_squares<float>(mine, row, scale, begin, end);
+          break;
+        case Dtype::bfloat16:
+          add_squares<Bfloat16>(mine, row, scale, begin, end);
+          break;
+        case Dtype::float16:
+          add_squares<Float16>(mine, row, scale, begin, end);
+      }
       carry(mine);
     });
     const std::lock_guard<std::mutex> lock(mutex);

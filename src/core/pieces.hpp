@@ -33,7 +33,7 @@ class Pieces {
   int threads(int most) const { return static_cast<int>(std::min<std::int64_t>(most, count_)); }
 
   // Takes pieces until there are none, and calls `use(row, begin, end)` for what of a row lies in
-  // them. Several threads may do so at once.
+  // them, cut at the row's multiples of 64. Several threads may do so at once.
   template <class Use>
   void each(const Use& use) {
     const std::int64_t total = ends_.empty() ? 0 : ends_.back();
@@ -42,14 +42,21 @@ class Pieces {
       const std::int64_t until = std::min(at + grain_, total);
       std::int64_t r = std::upper_bound(ends_.begin(), ends_.end(), at) - ends_.begin();
       for (; at < until; ++r) {
-        const std::int64_t start = ends_[r] - rows_[r].size, end = std::min(ends_[r], until);
-        if (end > at) use(rows_[r], at - start, end - start);
-        at = end;
+        const std::int64_t size = rows_[r].size, start = ends_[r] - size;
+        const std::int64_t begin = whole_groups(at - start, size);
+        const std::int64_t end = whole_groups(std::min(ends_[r], until) - start, size);
+        if (end > begin) use(rows_[r], begin, end);
+        at = std::min(ends_[r], until);
       }
     }
   }
 
  private:
+  // Rounded up, as far as the row goes.
+  static std::int64_t whole_groups(std::int64_t elements, std::int64_t size) {
+    return std::min((elements + row_alignment - 1) / row_alignment * row_alignment, size);
+  }
+
   const Row* rows_;
   std::vector<std::int64_t> ends_;  // where each row ends among all elements
   std::int64_t grain_, count_;

@@ -5,22 +5,61 @@
 
 namespace adamas {
 
-enum Dtype : std::int64_t { float32 = 0, float64 = 1 };
+// What parameters and gradients are kept in.
+enum class Dtype : std::uint8_t { float32, float64, bfloat16, float16 };
 
-// Eight int64, filled by Python (native.py names the columns): addresses first.
+// What the moments of parameters are kept in that are computed in float32; see formats.py.
+enum class Moments : std::uint8_t { full, bfloat16, int8, int4 };
+
+// Bits of a master weight beside a 16-bit parameter: none, the rest of a bfloat16 one's, or all.
+enum class Master : std::uint8_t { none = 0, rest8 = 8, rest16 = 16, whole = 32 };
+
+struct Types {
+  Dtype param, grad;
+  Moments moments;
+  Master master;
+  std::uint8_t unused[4];
+};
+
+// The arrays of a row. A codec keeps its words as exp_avg and its scales as exp_avg_sq.
+enum Array { param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, master, array_count };
+
+// Twelve int64, filled by Python (native.py names the columns).
 struct Row {
-  void* param;
-  const void* grad;
-  void* exp_avg;
-  void* exp_avg_sq;
-  void* max_exp_avg_sq;       // null without AMSGrad
+  void* arrays[array_count];  // addresses, null where there is none; grad is only read
   std::int64_t size;          // elements
   std::int64_t coefficients;  // the row of the coefficient table
-  std::int64_t dtype;
+  Types types;
+  // Element k is element offset + (k / run) * stride + k % run of the whole tensor.
+  std::int64_t offset, run, stride;
 };
-static_assert(sizeof(Row) == 64, "a row is eight int64");
+constexpr int row_columns = 12;
+static_assert(sizeof(Row) == row_columns * sizeof(std::int64_t), "twelve int64");
 
-constexpr int coefficient_count = 12;  // columns of the coefficient table, float64
+// Whether there is a step of these types.
+inline bool known(const Types& types) {
+  const bool half = types.param == Dtype::bfloat16 || types.param == Dtype::float16;
+  if (types.param > Dtype::float16 || types.grad > Dtype::float16 || types.moments > Moments::int4)
+    return false;
+  if (types.param == Dtype::float64 || types.grad == Dtype::float64)
+    return types.param == types.grad && types.moments == Moments::full &&
+           types.master == Master::none;
+  switch (types.master) {
+    case Master::none:
+      return true;
+    case Master::rest8:
+    case Master::rest16:
+      return types.param == Dtype::bfloat16;
+    case Master::whole:
+      return half;
+  }
+  return false;
+}
+
+// Elements that share scales; pieces of a row begin at its multiples.
+constexpr std::int64_t row_alignment = 64;
+
+constexpr int coefficient_count = 13;  // columns of the coefficient table, float64
 
 // What a measured step says of a row: five sums of squares, of its gradient (unscaled), its
 // moments, its update and its parameter after it; the largest update relative to its weight; how

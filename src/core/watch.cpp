@@ -188,7 +188,7 @@ void Watch::fetch(std::size_t i) const {
     if (items_[k].moment) fetch_tensor(items_[k].place);
 }
 
-void Watch::fill(Matrix<std::int64_t, 8> rows) const {
+void Watch::fill(Matrix<std::int64_t, row_columns> rows) const {
   std::size_t k = 0;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     rows(i, address_column) = parameters_[i].place.address;
@@ -197,7 +197,8 @@ void Watch::fill(Matrix<std::int64_t, 8> rows) const {
   }
 }
 
-int Watch::look(Matrix<std::int64_t, 8> rows, nb::ndarray<std::int64_t, nb::ndim<1>> steps) {
+int Watch::look(Matrix<std::int64_t, row_columns> rows,
+                nb::ndarray<std::int64_t, nb::ndim<1>> steps) {
   if (rows.shape(0) != parameters_.size() || steps.shape(0) != parameters_.size())
     throw nb::value_error("a row and a step are needed for each parameter");
   int answer = 0;

@@ -9,6 +9,8 @@
 #include <memory>
 #include <vector>
 
+#include "table.hpp"
+
 namespace adamas {
 
 template <class T, int columns>
@@ -34,7 +36,7 @@ class Watch {
   Watch& operator=(const Watch&) = delete;
 
   // Writes the addresses of parameters and moments into the rows; their columns are the first.
-  void fill(Matrix<std::int64_t, 8> rows) const;
+  void fill(Matrix<std::int64_t, row_columns> rows) const;
 
   // Writes the gradients' addresses into the rows, 0 for None, and the parameters' steps, -1 where
   // there is no gradient. Answers
@@ -42,7 +44,8 @@ class Watch {
   //   strange  gradients lie unlike their parameters, and which() tells which;
   //   changed  gradients lie elsewhere than at the last look;
   //   uneven   the step counts are not all the same, or a gradient is None.
-  int look(Matrix<std::int64_t, 8> rows, nanobind::ndarray<std::int64_t, nanobind::ndim<1>> steps);
+  int look(Matrix<std::int64_t, row_columns> rows,
+           nanobind::ndarray<std::int64_t, nanobind::ndim<1>> steps);
   const std::vector<std::int64_t>& which() const { return which_; }
 
  private:

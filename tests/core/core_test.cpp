@@ -21,8 +21,17 @@ using namespace adamas;
 
 namespace {
 
-const double some_coefficients[coefficient_count] = {0.9,  0.1,  0.999, 1e-3, 0.01, 31.6,
-                                                     1e-8, 1e-4, 0,     0,    1,    1};
+const double some_coefficients[coefficient_count] = {0.9,  0.1, 0.999, 1e-3, 0.01, 31.6, 1e-8,
+                                                     1e-4, 0,   0,     1,    1,    1};
+
+Row row_of(const std::vector<void*>& arrays, std::int64_t size, const Types& types) {
+  Row row{};
+  std::copy(arrays.begin(), arrays.end(), row.arrays);
+  row.size = size;
+  row.types = types;
+  row.run = INT64_MAX;
+  return row;
+}
 
 // Parameters and moments of several tensors of one type, with gradients.
 struct Tensors {
@@ -37,15 +46,17 @@ struct Tensors {
         for (std::int64_t i = 0; i < size; ++i) {
           state = state * 6364136223846793005u + 1442695040888963407u;
           const double x = k > 1 ? 0 : static_cast<double>(state >> 40) / (1 << 20) - 8;
-          if (dtype == float64)
+          if (dtype == Dtype::float64)
             memory.back()[i] = x;
           else
             reinterpret_cast<float*>(memory.back().data())[i] = static_cast<float>(x);
         }
       }
       std::vector<double>* last = &memory.back() - 4;
-      rows.push_back({last[0].data(), last[1].data(), last[2].data(), last[3].data(),
-                      amsgrad ? last[4].data() : nullptr, size, 0, dtype});
+      void* maximum = amsgrad ? last[4].data() : nullptr;
+      rows.push_back(
+          row_of({last[0].data(), last[1].data(), last[2].data(), last[3].data(), maximum}, size,
+                 {dtype, dtype, Moments::full, Master::none, {}}));
     }
   }
 };
@@ -66,7 +77,7 @@ int test_bits() {
   for (std::int64_t n = 1; n < 70; ++n) sizes.push_back(n);
   sizes.push_back(0);
   int cases = 0;
-  for (Dtype dtype : {float32, float64})
+  for (Dtype dtype : {Dtype::float32, Dtype::float64})
     for (bool amsgrad : {false, true}) {
       Tensors plain(sizes, dtype, amsgrad);
       const std::vector<std::vector<double>> before = plain.memory;
@@ -91,7 +102,7 @@ int test_bits() {
 int test_sums_and_measures() {
   const std::vector<std::int64_t> sizes = {0, 5000, 1, 33, 2049};
   int cases = 0;
-  for (Dtype dtype : {float32, float64}) {
+  for (Dtype dtype : {Dtype::float32, Dtype::float64}) {
     const Tensors tensors(sizes, dtype, false);
     const Row* rows = tensors.rows.data();
     const auto count = static_cast<std::int64_t>(tensors.rows.size());
@@ -111,8 +122,8 @@ int test_sums_and_measures() {
           Tensors measured(sizes, dtype, false);
           std::vector<Measures> found(sizes.size());
           for (int t = 0; t < 3; ++t)
-            measured_step(measured.rows.data(), count, some_coefficients, isa.measuring_kernel,
-                          threads, grain, found.data());
+            step(measured.rows.data(), count, some_coefficients, isa.kernel, threads, grain,
+                 found.data());
           check(measured.memory == plain.memory, "a measured step");
           check(found[1].update > 0 && found[0].update == 0, "its measures");
           ++cases;
@@ -125,16 +136,15 @@ int test_sums_and_measures() {
 int test_sizes() {
   static std::int64_t next[3], pieces;
   static const Row* first;
-  const Kernel count = [](const Row& row, const double*, std::int64_t begin, std::int64_t end) {
+  const Kernel count = [](const Row& row, const double*, std::int64_t begin, std::int64_t end,
+                          Measures*) {
     std::int64_t& at = next[&row - first];
     check(begin == at && end > begin && end <= row.size, "pieces of a row follow one another");
     at = end;
     ++pieces;
   };
   const std::int64_t big = (std::int64_t{1} << 32) + 1;
-  const Row rows[3] = {{nullptr, nullptr, nullptr, nullptr, nullptr, big, 0, 0},
-                       {nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0},
-                       {nullptr, nullptr, nullptr, nullptr, nullptr, big / 2 + 7, 0, 0}};
+  const Row rows[3] = {row_of({}, big, {}), row_of({}, 0, {}), row_of({}, big / 2 + 7, {})};
   first = rows;
   step(rows, 3, some_coefficients, count, 1, 1 << 20);
   check(next[0] == rows[0].size && next[1] == 0 && next[2] == rows[2].size, "every element");
@@ -145,13 +155,13 @@ int test_sizes() {
 // Callers at the same time: one has the helpers, the others work alone.
 int test_callers() {
   const std::vector<std::int64_t> sizes = {3000, 17};
-  Tensors plain(sizes, float32, false);
+  Tensors plain(sizes, Dtype::float32, false);
   for (int i = 0; i < 50; ++i) step_all(plain, isas()[0], 1, 1 << 30);
-  std::vector<Tensors> tensors(4, Tensors({}, float32, false));
+  std::vector<Tensors> tensors(4, Tensors({}, Dtype::float32, false));
   std::vector<std::thread> callers;
   for (Tensors& mine : tensors)
     callers.emplace_back([&] {
-      mine = Tensors(sizes, float32, false);
+      mine = Tensors(sizes, Dtype::float32, false);
       for (int i = 0; i < 50; ++i) step_all(mine, isas()[0], 3, 100);
     });
   for (std::thread& caller : callers) caller.join();
@@ -161,12 +171,12 @@ int test_callers() {
 
 int test_fork() {
   const std::vector<std::int64_t> sizes = {3000};
-  Tensors plain(sizes, float32, false), before(sizes, float32, false);
+  Tensors plain(sizes, Dtype::float32, false), before(sizes, Dtype::float32, false);
   step_all(plain, isas()[0], 1, 1 << 30);
   step_all(before, isas()[0], 3, 100);  // the pool runs
   const pid_t child = fork();
   if (child == 0) {
-    Tensors tensors(sizes, float32, false);
+    Tensors tensors(sizes, Dtype::float32, false);
     step_all(tensors, isas()[0], 3, 100);
     _exit(tensors.memory == plain.memory ? 0 : 1);
   }
@@ -184,39 +194,46 @@ T* read(std::vector<T>& into, std::size_t count) {
 }
 
 // Input: int64 rows, steps, sets, threads, grain; the name of an instruction set in 16 bytes; for
-// each row int64 size, dtype, set, amsgrad; the parameters; for each step the coefficients and the
-// gradients. Output: of each row the parameter, exp_avg, exp_avg_sq and, with AMSGrad, the maximum.
+// each row int64 size, set, types and bytes of each array; the arrays; for each step the
+// coefficients and the gradients. Output: the arrays of each row, but for its gradient.
 int replay() {
   std::vector<std::int64_t> head, table;
   std::vector<char> name;
   read(head, 5);
   read(name, 16);
-  read(table, head[0] * 4);
+  constexpr int entry_size = 3 + array_count;
+  read(table, head[0] * entry_size);
   Kernel kernel = nullptr;
   for (const Isa& isa : isas())
     if (!std::strncmp(isa.name, name.data(), 16)) kernel = isa.kernel;
   check(kernel, "this processor has no instruction set of that name");
-  std::vector<std::vector<char>> memory(head[0] * 5);
+  std::vector<std::vector<char>> memory(head[0] * array_count);
   std::vector<Row> rows;
   for (std::int64_t r = 0; r < head[0]; ++r) {
-    const std::int64_t* entry = &table[r * 4];
-    const std::size_t bytes = entry[0] * (entry[1] == float64 ? 8 : 4);
-    std::vector<char>* mine = &memory[r * 5];
-    read(mine[0], bytes);
-    for (int k = 1; k < 5; ++k) mine[k].assign(bytes, 0);
-    rows.push_back({mine[0].data(), mine[1].data(), mine[2].data(), mine[3].data(),
-                    entry[3] ? mine[4].data() : nullptr, entry[0], entry[2], entry[1]});
+    const std::int64_t* entry = &table[r * entry_size];
+    std::vector<void*> arrays;
+    for (int k = 0; k < array_count; ++k) {
+      std::vector<char>& mine = memory[r * array_count + k];
+      read(mine, entry[3 + k]);
+      arrays.push_back(mine.empty() ? nullptr : mine.data());
+    }
+    Types types;
+    std::memcpy(&types, &entry[2], sizeof types);
+    rows.push_back(row_of(arrays, entry[0], types));
+    rows.back().coefficients = entry[1];
   }
   std::vector<double> coefficients;
   for (std::int64_t t = 0; t < head[1]; ++t) {
     read(coefficients, head[2] * coefficient_count);
-    for (std::int64_t r = 0; r < head[0]; ++r) read(memory[r * 5 + 1], memory[r * 5 + 1].size());
+    for (std::int64_t r = 0; r < head[0]; ++r) {
+      std::vector<char>& gradient = memory[r * array_count + grad];
+      read(gradient, gradient.size());
+    }
     step(rows.data(), head[0], coefficients.data(), kernel, static_cast<int>(head[3]), head[4]);
   }
-  for (std::int64_t r = 0; r < head[0]; ++r)
-    for (int k : {0, 2, 3, 4})
-      if (!memory[r * 5 + k].empty() && (k < 4 || table[r * 4 + 3]))
-        std::fwrite(memory[r * 5 + k].data(), 1, memory[r * 5 + k].size(), stdout);
+  for (std::size_t k = 0; k < memory.size(); ++k)
+    if (k % array_count != grad && !memory[k].empty())
+      std::fwrite(memory[k].data(), 1, memory[k].size(), stdout);
   return 0;
 }
 

@@ -12,32 +12,39 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from cases import CASES, SIZES, STEPS, Case, digest, hashes
+from cases import CASES, COLUMNS, FORMAT_CASES, SIZES, STEPS, Case, digest, hashes
 
 from adamas import native, reference
 
 
 def replay(command: list[str], case: Case, isa: str, threads: int, grain: int) -> str:
     """The hash of what the executable makes of a case."""
-    hyper, dtype = case.hyper, np.dtype(case.dtype)
+    hyper = case.hyper
     head = np.array([len(SIZES), STEPS, 1, threads, grain], np.int64)
-    rows = [[n, native.DTYPES[case.dtype], 0, hyper.amsgrad] for n in SIZES]
+    rows, arrays = [], []
+    for (param, state), grad in zip(case.initial(), next(case.grads()), strict=True):
+        of_row = {native.PARAM: param, native.GRAD: grad}
+        of_row |= {COLUMNS[key]: a for key, a in state.items() if key != "step"}
+        sizes = [of_row[k].nbytes if k in of_row else 0 for k in range(native.SIZE)]
+        rows.append([param.size, 0, case.types, *sizes])
+        arrays += [of_row[k].tobytes() for k in sorted(of_row)]
     data = [head.tobytes(), isa.encode().ljust(16, b"\0"), np.array(rows, np.int64).tobytes()]
-    data += [param.tobytes() for param in case.params()]
+    data += arrays
+    compute = reference.compute_type(case.params()[0].dtype)
     for step, grads in enumerate(case.grads(), 1):
-        data.append(np.array(hyper.coefficients(step, case.dtype)).tobytes())
+        data.append(np.array(hyper.coefficients(step, compute)).tobytes())
         data += [grad.tobytes() for grad in grads]
     run = subprocess.run([*command, "replay"], input=b"".join(data), capture_output=True)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr.decode()}")
-    out, at, results = run.stdout, 0, []
-    for param in case.params():
-        state = reference.initial_state(param, hyper)
-        arrays = [param, *(a for key, a in state.items() if key != "step")]
-        for array in arrays:
-            array[...] = np.frombuffer(out, dtype, array.size, at)
+    out, at, results = run.stdout, 0, case.initial()
+    for param, state in results:
+        of_row = {native.PARAM: param}
+        of_row |= {COLUMNS[key]: a for key, a in state.items() if key != "step"}
+        for k in sorted(of_row):
+            array = of_row[k]
+            array[...] = np.frombuffer(out, array.dtype, array.size, at).reshape(array.shape)
             at += array.nbytes
-        results.append((param, state))
     return digest(results)
 
 
@@ -45,7 +52,7 @@ def main() -> None:
     command = sys.argv[1:]
     isas = subprocess.run([*command, "isas"], capture_output=True, text=True, check=True)
     kept, passed = hashes(), 0
-    for case in CASES:
+    for case in (*CASES, *FORMAT_CASES):
         for isa in isas.stdout.split():
             for threads, grain in ((1, 1 << 20), (2, 777)):
                 found = replay(command, case, isa, threads, grain)

@@ -28,10 +28,10 @@ def rows_of(grads: Sequence[Tensor]) -> tuple[NDArray[np.int64], list[Tensor]]:
     """Rows for gradients that no table has, and the copies on the CPU that they point to."""
     copies = [real(grad).cpu().contiguous() for grad in grads]
     copies = [c if c.dtype == torch.float64 else c.float() for c in copies]
-    rows = np.zeros((len(copies), native.COLUMNS), np.int64)
+    rows = native.table(len(copies))
     for row, copy in zip(rows, copies, strict=True):
         row[native.GRAD], row[native.SIZE] = copy.data_ptr(), copy.numel()
-        row[native.DTYPE] = native.DTYPES[COMPUTE[copy.dtype]]
+        row[native.TYPES] = native.types(COMPUTE[copy.dtype])
     return rows, copies
 
 

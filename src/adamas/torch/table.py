@@ -46,12 +46,12 @@ class Table:
         self.params, self.states, self._names = params, states, names
         self._watch = watch(params, states, moments)
         self.steps = np.zeros(len(params), np.int64)
-        self.rows = np.zeros((len(params), native.COLUMNS), np.int64)
+        self.rows = native.table(len(params))
         self._watch.fill(self.rows)
         parts = [local(p) for p in params]
         self.rows[:, native.SIZE] = [p.numel() * (1 + p.is_complex()) for p in parts]
         self.rows[:, native.COEFFICIENTS] = self.sets = np.array(sets, np.int64)
-        self.rows[:, native.DTYPE] = [native.DTYPES[COMPUTE[p.dtype]] for p in params]
+        self.rows[:, native.TYPES] = [native.types(COMPUTE[p.dtype]) for p in params]
         self._bytes = np.array([p.numel() * p.element_size() for p in parts], np.int64)
         self._lows, self._highs = self._spans()
         self._copies: dict[int, Tensor] = {}  # of gradients, for one step

@@ -1,0 +1,325 @@
+"""Moment formats and split weights: what is stored, byte for byte, and how it is rounded.
+
+Whatever loses bits is rounded by a dither, a fixed function of an element's index and the step that
+is uniform over either, so that what is lost at one step is made up for at others: the second moment
+changes by less than half a quantum a step, and rounding to nearest would freeze it. No random
+state, the same on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint32]
+Floats = NDArray[np.float32]
+
+GROUP = 64  # consecutive elements of the flattened tensor that share their scales
+SCALES = 3  # of a group: the smallest positive v, the largest v, the largest |u|
+
+# Additive steps of the two dithers, on 2^32: the powers of the plastic number's reciprocal, whose
+# multiples fill a square evenly (Roberts 2018, "The unreasonable effectiveness of quasirandom
+# sequences").
+_ALPHA, _BETA = 3242174889, 2447445413
+
+_LARGEST = 0x7F7F0000  # the bits of the largest float32 whose last 16 are zero
+_NAN = 0x7FC00000
+_INFINITY = 0x7F800000
+_NEGLIGIBLE = 0x0D800000  # of 2^-100
+
+
+def dither(index: Words, step: int, other: bool = False) -> Words:
+    """Words that are uniform on 2^32 over the indices and over the steps.
+
+    Args:
+        index: the elements' positions in the flattened whole tensor, modulo 2^32.
+        step: the step's number, from 1.
+        other: the second sequence, which fills a square with the first.
+    """
+    by_index, by_step = (_BETA, _ALPHA) if other else (_ALPHA, _BETA)
+    return index * np.uint32(by_index) + np.uint32(step * by_step & 0xFFFFFFFF)
+
+
+class Codec(NamedTuple):
+    """Both moments of an element in one word of two codes, by groups of 64 with three scales.
+
+    - v is on a grid that is uniform in the bit pattern of float32, so close to logarithmic, from
+      the group's smallest positive value to its largest, both rounded outward to 16 bits. Code 0 is
+      zero. The first dither decides between neighbours.
+    - m is kept as ``u = m / frame``, where frame is the power of two next to sqrt(v) as stored: an
+      update can never be blown up by the error of v. u is on a grid up to the group's largest |u|,
+      linear at 8 bits and with levels ``k * (k + 6)`` at 4, and is rounded to nearest; where the
+      gradient is zero, by the second dither, so that m decays. The largest |u| is rounded to 16
+      bits by the second dither of the group's first element. Where v is zero, so is m.
+    - A word is v's code above m's, which is in two's complement.
+    """
+
+    bits: int
+    """Of one code."""
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger[Any]]:
+        """Of the words."""
+        return np.uint16 if self.bits == 8 else np.uint8
+
+    @property
+    def levels(self) -> int:
+        """Of v, beside zero."""
+        return (1 << self.bits) - 1
+
+    @property
+    def largest(self) -> int:
+        """The level of the largest code of m."""
+        return 127 if self.bits == 8 else 7 * (7 + 6)
+
+    def encode(
+        self, m: Floats, v: Floats, active: NDArray[np.bool_], index: Words, step: int
+    ) -> tuple[Any, Any]:
+        """Words and scales of moments.
+
+        A group with an m that is not finite decodes to NaN; an infinite v to the largest number.
+
+        Args:
+            m: (n,) float32, the first moment.
+            v: (n,) float32, the second, at least 0.
+            active: (n,) whether the gradient is not zero.
+            index: (n,) the elements' positions, see ``dither``.
+            step: the step's number.
+
+        Returns:
+            (n,) words and (groups, 3) uint16, the top halves of float32 numbers.
+        """
+        first, second = (
+            _groups(dither(index, step, other) >> 16).astype(np.int32) for other in (False, True)
+        )
+        b = _groups(np.minimum(v.view(np.uint32), _LARGEST).astype(np.int32))
+        positive = b > 0
+        low = np.where(positive, b, _LARGEST).min(1, keepdims=True) >> 16
+        high = (b.max(1, keepdims=True) + 0xFFFF) >> 16
+        low = np.where(high > 0, low, 0)
+        quantum = self._quantum(low, high)
+        # A little less than 2^16 levels to a quantum, so that rounding leaves the last code alone.
+        level = (b - (low << 16)).astype(np.float32) * (
+            np.float32(65535) / quantum.astype(np.float32)
+        )
+        k = np.where(positive, level.astype(np.int32) + first >> 16, -1)
+        frame = _frame((low << 16) + k * quantum)
+        with np.errstate(all="ignore"):
+            u = np.where(positive, _groups(m) * _float(0x7F000000 - frame), np.float32(0))
+            size = _bits(u) & 0x7FFFFFFF
+            most = size.max(1, keepdims=True)
+            poisoned = most > _LARGEST
+            kept = (most >= _NEGLIGIBLE) & ~poisoned
+            scale = np.where(kept, most + second[:, :1] >> 16, np.where(poisoned, _NAN >> 16, 0))
+            inverse = np.float32(self.largest) / _float(np.where(kept, most, _INFINITY))
+            r = np.where(kept, _float(size), np.float32(0)) * inverse
+        offset = second.astype(np.float32) * np.float32(2.0**-16) - np.float32(_SETTLE[self.bits])
+        offset = np.where(_groups(active), np.float32(0), offset)
+        code_m = np.rint(self._curve(r) + offset).astype(np.int32)
+        code_m = np.where(_bits(u) < 0, -code_m, code_m) & (1 << self.bits) - 1
+        words = ((k + 1) << self.bits | code_m).astype(self.dtype).reshape(-1)[: m.size]
+        return words, np.concatenate([low, high, scale], 1).astype(np.uint16)
+
+    def decode(self, words: Any, scales: Any) -> tuple[Floats, Floats]:
+        """The moments, (n,) float32 each, of words and scales as ``encode`` returns them."""
+        low, high, scale = scales.astype(np.int32).T[:, :, None]
+        word = _groups(words.astype(np.int32))
+        k = (word >> self.bits) - 1
+        stored = np.where(k >= 0, (low << 16) + k * self._quantum(low, high), 0)
+        code = word << (32 - self.bits) >> (32 - self.bits)
+        level = code if self.bits == 8 else code * (np.abs(code) + 6)
+        with np.errstate(all="ignore"):
+            unit = _float(scale << 16) / np.float32(self.largest)
+            m = level.astype(np.float32) * unit * _float(_frame(stored))
+        return m.reshape(-1)[: words.size], _float(stored).reshape(-1)[: words.size]
+
+    def _curve(self, r: Floats) -> Floats:
+        """The code, not yet rounded, of a level: at 4 bits chords of the inverse of ``k (k + 6)``.
+
+        They are a little high, by what makes up for what rounding takes from updates on average.
+        """
+        if self.bits == 8:
+            return r
+        chords = [r * np.float32(slope) + np.float32(start) for slope, start in _CHORDS]
+        code: Floats = np.minimum(np.minimum(chords[0], chords[1]), chords[2])
+        return code
+
+    def _quantum(self, low: Any, high: Any) -> Any:
+        """The step of v's grid in bit patterns."""
+        steps = self.levels - 1
+        return np.maximum((((high - low) << 16) + (steps - 1)) // steps, 1)
+
+
+# What the second dither, on [0, 1), is lowered by: one half to round without bias, and more where
+# the curve is high, so that m never grows without a gradient.
+_SETTLE = {8: 0.5, 4: 0.625}
+_CHORDS = ((1 / 8, 21 / 256), (1 / 12, 45 / 64), (1 / 17, 225 / 128))
+
+CODECS = {"int8": Codec(8), "int4": Codec(4)}
+FORMATS = ("float32", "bfloat16", *CODECS)
+MASTER_BITS = (32, 24, 16)
+
+
+class Slot(NamedTuple):
+    """An array of a parameter's state: its key, its dtype and how much of it there is."""
+
+    key: str
+    dtype: str
+    """"uint8" for words and remainders, whose bytes are little-endian."""
+    width: int = 0
+    """Where it is above 0, the last dimension, beside the parameter's own."""
+    groups: bool = False
+    """Whether it is of shape (groups, 3), not of the parameter's."""
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the array beside a parameter of this shape."""
+        if self.groups:
+            return -(-math.prod(shape) // GROUP), SCALES
+        return (*shape, self.width) if self.width else shape
+
+
+def slots(
+    dtype: str, moments: str = "float32", master_bits: int | None = None, amsgrad: bool = False
+) -> tuple[Slot, ...]:
+    """The arrays of a parameter's state.
+
+    Args:
+        dtype: the parameter's: "float32", "float64", "bfloat16" or "float16".
+        moments: their format, one of ``FORMATS``; "float32" keeps those of float64 parameters in
+            float64.
+        master_bits: of the weight that is trained where the parameter has 16 bits, one of
+            ``MASTER_BITS``: the parameter is what of it the model sees. By default 32.
+        amsgrad: whether the largest second moment is kept too, always in full.
+
+    Raises:
+        ValueError: a format is unknown, or the dtype cannot have it.
+    """
+    check(moments, master_bits)
+    if dtype == "float64" and moments != "float32":
+        raise ValueError(
+            f"moments must be 'float32' for parameters of float64, which keeps theirs in float64, "
+            f"got {moments!r}: set it so for their group, or use float32 parameters"
+        )
+    full = "float64" if dtype == "float64" else "float32"
+    if moments in CODECS:
+        kept = [Slot("words", "uint8", 2 if moments == "int8" else 0)]
+        kept += [Slot("scales", "bfloat16", groups=True)]
+    else:
+        each = "bfloat16" if moments == "bfloat16" else full
+        kept = [Slot("exp_avg", each), Slot("exp_avg_sq", each)]
+    if amsgrad:
+        kept.append(Slot("max_exp_avg_sq", full))
+    beside = master_beside(dtype, master_bits)
+    if beside == 32:
+        kept.append(Slot("master", "float32"))
+    elif beside:
+        kept.append(Slot("remainder", "uint8", 2 if beside == 16 else 0))
+    return tuple(kept)
+
+
+def check(moments: object, master_bits: object) -> None:
+    """Raises where these are not of ``FORMATS`` and of ``MASTER_BITS``, or None."""
+    if moments not in FORMATS:
+        raise ValueError(f"moments must be one of {', '.join(FORMATS)}, got {moments!r}")
+    if master_bits is not None and master_bits not in MASTER_BITS:
+        raise ValueError(
+            f"master_bits must be one of {', '.join(map(str, MASTER_BITS))}, or None for 32, got "
+            f"{master_bits!r}"
+        )
+
+
+def master_beside(dtype: str, master_bits: int | None) -> int:
+    """Bits kept beside each parameter for its master weight: 0, 8, 16 or 32.
+
+    Raises:
+        ValueError: the dtype cannot have so many.
+    """
+    bits = 32 if master_bits is None else master_bits
+    if dtype == "bfloat16":
+        return bits - 16
+    if dtype != "float16":
+        return 0
+    if bits == 24:
+        raise ValueError(
+            "master_bits=24 needs bfloat16 parameters, whose bits are the first of a float32 "
+            "number's, and these are float16: use 32 or 16, or train in bfloat16"
+        )
+    return 32 if bits == 32 else 0
+
+
+def to_bfloat16(x: Floats, index: Words, step: int, other: bool = False) -> NDArray[np.uint16]:
+    """The top halves of float32 numbers, rounded by the dither; NaN stays NaN."""
+    bits = x.view(np.uint32)
+    rounded = (bits + (dither(index, step, other) >> 16)) >> 16
+    return np.where(_is_nan(bits), _NAN >> 16, rounded).astype(np.uint16)
+
+
+def from_bfloat16(halves: NDArray[np.uint16]) -> Floats:
+    """float32 numbers of their top halves."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_float16(x: Floats, index: Words, step: int) -> NDArray[np.float16]:
+    """float32 numbers as float16, rounded by the second dither."""
+    bits = x.view(np.int32)
+    exponent = np.clip(bits >> 23 & 0xFF, 113, 254)  # below 2^-14, float16 is evenly spaced
+    fraction = (dither(index, step, True) >> 19).astype(np.float32) * np.float32(2.0**-13)
+    with np.errstate(all="ignore"):
+        counts = np.floor(np.abs(x) * _float((264 - exponent) << 23) + fraction)
+        size = counts * _float((exponent - 10) << 23)
+        return np.copysign(np.where(np.isfinite(x), size, np.abs(x)), x).astype(np.float16)
+
+
+def split(x: Floats, remainder_bits: int, index: Words, step: int) -> tuple[Any, Any]:
+    """A bfloat16 weight, rounded half up in size, and the rest of its float32 master beside it.
+
+    Args:
+        x: (n,) float32, the master weights.
+        remainder_bits: 16, which keep all of it, or 8, the last of which is rounded by the second
+            dither.
+        index: (n,) the elements' positions, see ``dither``.
+        step: the step's number.
+
+    Returns:
+        (n,) uint16, the bits of the bfloat16 weights, and (n,) uint16 or uint8.
+    """
+    bits = np.where(_is_nan(x.view(np.uint32)), np.uint32(_NAN), x.view(np.uint32))
+    if remainder_bits == 8:
+        rounded = bits + (dither(index, step, True) >> 24)
+        bits = np.where(_is_nan(bits), bits, rounded)
+    weights = (bits + 0x8000 >> 16).astype(np.uint16)
+    rest = bits >> (16 - remainder_bits)
+    return weights, rest.astype(np.uint16 if remainder_bits == 16 else np.uint8)
+
+
+def join(weights: NDArray[np.uint16], rest: Any) -> Floats:
+    """The float32 master weights of ``split``'s two parts."""
+    low = rest.astype(np.uint32) << (0 if rest.dtype == np.uint16 else 8)
+    bits = (weights.astype(np.uint32) << 16 | low) - ((low & 0x8000) << 1)
+    joined: Floats = bits.astype(np.uint32).view(np.float32)
+    return joined
+
+
+def _groups(x: Any) -> Any:
+    """(groups, 64), padded with the last element, which changes no smallest or largest."""
+    return np.pad(x, (0, -x.size % GROUP), "edge").reshape(-1, GROUP)
+
+
+def _frame(v_bits: Any) -> Any:
+    """The bits of 2^floor(exponent / 2) of numbers of at least 0."""
+    return (v_bits >> 1) + 0x1FC00000 & _INFINITY
+
+
+def _bits(x: Any) -> Any:
+    return np.ascontiguousarray(x).view(np.int32)
+
+
+def _float(bits: Any) -> Any:
+    return np.asarray(bits, np.int32).view(np.float32)
+
+
+def _is_nan(bits: Any) -> Any:
+    return (bits & 0x7FFFFFFF) > _INFINITY

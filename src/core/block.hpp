@@ -1,0 +1,208 @@
+// A block of a row in float32: read from whatever the row keeps, and written back to it.
+//
+// Internal linkage, as rule.hpp.
+#pragma once
+
+#include "formats.hpp"
+#include "table.hpp"
+
+namespace adamas {
+namespace {
+
+inline int size_of(Dtype dtype) {
+  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+}
+
+inline int size_of(Moments moments) {  // of the first array
+  return moments == Moments::full ? 4 : moments == Moments::int4 ? 1 : 2;
+}
+
+inline int size_of(Master master) { return static_cast<int>(master) / 8; }
+
+inline bool has_scales(Moments moments) {
+  return moments == Moments::int8 || moments == Moments::int4;
+}
+
+// Bytes of 64 elements of an array.
+inline int group_bytes(const Types& types, int array) {
+  switch (array) {
+    case param:
+      return group * size_of(types.param);
+    case grad:
+      return group * size_of(types.grad);
+    case exp_avg:
+      return group * size_of(types.moments);
+    case exp_avg_sq:
+      return has_scales(types.moments) ? scale_count * 2 : group * size_of(types.moments);
+    case master:
+      return group * size_of(types.master);
+    default:
+      return group * 4;
+  }
+}
+
+inline void load(Dtype dtype, const void* from, int size, float* __restrict x) {
+  const auto* halves = static_cast<const std::uint16_t*>(from);
+  if (dtype == Dtype::float32)
+    __builtin_memcpy(x, from, sizeof(float) * size);
+  else if (dtype == Dtype::bfloat16)
+    from_bfloat16(halves, size, x);
+  else
+    for (int j = 0; j < size; ++j) x[j] = from_float16(halves[j]);
+}
+
+// The master weights, where there are any, else the parameters.
+inline void load_param(const Row& row, int size, float* p) {
+  const auto* weights = static_cast<const std::uint16_t*>(row.arrays[param]);
+  const void* beside = row.arrays[master];
+  switch (row.types.master) {
+    case Master::rest16:
+      return join(weights, static_cast<const std::uint16_t*>(beside), size, p);
+    case Master::rest8:
+      return join(weights, static_cast<const std::uint8_t*>(beside), size, p);
+    case Master::whole:
+      return load(Dtype::float32, beside, size, p);
+    case Master::none:
+      return load(row.types.param, weights, size, p);
+  }
+}
+
+// Moments that are kept element by element.
+inline void load_moments(const Row& row, int size, float* m, float* v) {
+  const bool full = row.types.moments == Moments::full;
+  load(full ? Dtype::float32 : Dtype::bfloat16, row.arrays[exp_avg], size, m);
+  load(full ? Dtype::float32 : Dtype::bfloat16, row.arrays[exp_avg_sq], size, v);
+}
+
+// The dithers of a block.
+class Dithers {
+ public:
+  Dithers(const Row& row, std::int64_t begin, int size, std::uint32_t step)
+      : by_step_first_(step * beta), by_step_second_(step * alpha) {
+    std::int64_t within = begin % row.run, base = row.offset + begin / row.run * row.stride;
+    index_ = static_cast<std::uint32_t>(base + within);
+    whole_ = within + size <= row.run;
+    if (whole_) return;
+    for (int j = 0; j < size; ++j) {
+      const auto index = static_cast<std::uint32_t>(base + within);
+      first_[j] = index * alpha;
+      second_[j] = index * beta;
+      if (++within == row.run) within = 0, base += row.stride;
+    }
+  }
+
+  // Of the group whose elements begin at this one of the block.
+  Dither first(int at) const {
+    if (!whole_) return {first_ + at, by_step_first_};
+    return {multiples.of_alpha, (index_ + at) * alpha + by_step_first_};
+  }
+  Dither second(int at) const {
+    if (!whole_) return {second_ + at, by_step_second_};
+    return {multiples.of_beta, (index_ + at) * beta + by_step_second_};
+  }
+
+ private:
+  std::uint32_t index_, by_step_first_, by_step_second_;
+  bool whole_;  // whether the elements follow one another in the whole tensor
+  alignas(64) std::uint32_t first_[block], second_[block];
+};
+
+inline void store_param(const Row& row, const float* p, const Dithers& dithers, int groups) {
+  auto* weights = static_cast<std::uint16_t*>(row.arrays[param]);
+  auto* halves = static_cast<std::uint16_t*>(row.arrays[master]);
+  auto* bytes = static_cast<std::uint8_t*>(row.arrays[master]);
+  if (row.types.master == Master::whole) {
+    __builtin_memcpy(bytes, p, sizeof(float) * groups * group);
+    for (int j = 0; j < groups * group; ++j) weights[j] = to_float16(p[j]);
+    return;
+  }
+  for (int at = 0; at < groups * group; at += group) {
+    const Dither second = dithers.second(at);
+    if (row.types.master == Master::rest16)
+      split(p + at, second, weights + at, halves + at);
+    else if (row.types.master == Master::rest8)
+      split(p + at, second, weights + at, bytes + at);
+    else if (row.types.param == Dtype::bfloat16)
+      to_bfloat16(p + at, second, weights + at);
+    else
+      to_float16(p + at, second, weights + at);
+  }
+}
+
+inline void store_moments(const Row& row, const float* m, const float* v, const float* g,
+                          const Span* spans, const Dithers& dithers, int groups) {
+  void* first = row.arrays[exp_avg];
+  void* second = row.arrays[exp_avg_sq];
+  auto* halves = static_cast<std::uint16_t*>(first);
+  auto* bytes = static_cast<std::uint8_t*>(first);
+  auto* others = static_cast<std::uint16_t*>(second);
+  switch (row.types.moments) {
+    case Moments::full:
+      __builtin_memcpy(first, m, sizeof(float) * groups * group);
+      __builtin_memcpy(second, v, sizeof(float) * groups * group);
+      return;
+    case Moments::bfloat16:
+      for (int at = 0; at < groups * group; at += group) {
+        to_bfloat16(m + at, dithers.second(at), halves + at);
+        to_bfloat16(v + at, dithers.first(at), others + at);
+      }
+      return;
+    case Moments::int8:
+      return Codec<8>::encode(m, v, g, spans, dithers, groups, halves, others);
+    case Moments::int4:
+      return Codec<4>::encode(m, v, g, spans, dithers, groups, bytes, others);
+  }
+}
+
+// The arrays of one block of a row after the other: of up to eight whole groups, and last the
+// elements of a group that is not whole, in copies that are filled up with zeros, which change no
+// scale.
+class Window {
+ public:
+  Window(const Row& row, std::int64_t begin) : part_(row) {
+    for (int i = 0; i < array_count; ++i) {
+      bytes_[i] = row.arrays[i] ? group_bytes(row.types, i) : 0;
+      move(i, begin / group * bytes_[i]);
+    }
+  }
+
+  // The next block of what is left. Its groups may reach beyond its size.
+  const Row& open(std::int64_t left) {
+    part_.size = left >= block ? block : left >= group ? left / group * group : left;
+    if (left >= group) return part_;
+    tail_ = part_;
+    for (int i = 0; i < array_count; ++i) {
+      if (!bytes_[i]) continue;
+      for (char& byte : room_[i]) byte = 0;
+      __builtin_memcpy(room_[i], part_.arrays[i], used(i));
+      tail_.arrays[i] = room_[i];
+    }
+    return tail_;
+  }
+
+  void close() {
+    for (int i = 0; i < array_count; ++i) {
+      if (part_.size < group && bytes_[i] && i != grad)
+        __builtin_memcpy(part_.arrays[i], room_[i], used(i));
+      move(i, part_.size / group * bytes_[i]);
+    }
+  }
+
+ private:
+  void move(int i, std::int64_t bytes) {
+    if (bytes) part_.arrays[i] = static_cast<char*>(part_.arrays[i]) + bytes;
+  }
+
+  // Of a tail; a group of scales is whole.
+  int used(int i) const {
+    const bool scales = i == exp_avg_sq && has_scales(part_.types.moments);
+    return scales ? bytes_[i] : static_cast<int>(bytes_[i] / group * part_.size);
+  }
+
+  Row part_, tail_;
+  int bytes_[array_count];  // of a group, 0 where there is no array
+  alignas(64) char room_[array_count][group * sizeof(float)];
+};
+
+}  // namespace
+}  // namespace adamas

@@ -1,0 +1,61 @@
+"""Moment formats and split weights: the core beside the specification, and what these promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import COLUMNS, numbers
+
+from adamas import Hyper, formats, native, reference
+
+HYPER = Hyper(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
+WEIGHTS = [("float32", None), ("bfloat16", 32), ("bfloat16", 24), ("bfloat16", 16)]
+WEIGHTS += [("float16", 32), ("float16", 16)]
+GRADS = ["float32", "bfloat16", "float16"]
+TAILS = [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 4099]
+
+
+def cast(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Numbers in a dtype; bfloat16 as its bits, cut off."""
+    with np.errstate(over="ignore"):
+        return (
+            (x.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else x.astype(dtype)
+        )
+
+
+def row_of(
+    param: np.ndarray, grad: np.ndarray, state: dict[str, Any], master: int, moments: str
+) -> np.ndarray:
+    rows = native.table(1)
+    rows[0, native.PARAM], rows[0, native.GRAD] = param.ctypes.data, grad.ctypes.data
+    for key, value in state.items():
+        if key != "step":
+            rows[0, COLUMNS[key]] = value.ctypes.data
+    names = [reference.dtype_name(a) for a in (param, grad)]
+    rows[0, native.TYPES] = native.types(*names, moments, formats.master_beside(names[0], master))
+    rows[0, native.SIZE] = param.size
+    return rows
+
+
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("moments", formats.FORMATS)
+@pytest.mark.parametrize(("dtype", "master"), WEIGHTS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_core(dtype: str, master: int | None, moments: str, amsgrad: bool, isa: str) -> None:
+    hyper = Hyper(lr=0.01, weight_decay=0.1, amsgrad=amsgrad)
+    for size, kind in zip(TAILS, GRADS * 5, strict=False):
+        param = cast(numbers(7, size, "float32", -3, 1), dtype)
+        state = reference.initial_state(param, hyper, moments, master)
+        expected, after = param.copy(), state
+        own = {k: v.copy() if k != "step" else v for k, v in state.items()}
+        for t in range(1, 101):
+            grad = cast(numbers(1000 * t + size, size, "float32", -33, 7, sparse=True), kind)
+            expected, after = reference.step(expected, grad, after, hyper, clip=0.5)
+            rows = row_of(param, grad, own, master, moments)
+            coefficients = np.array([hyper.coefficients(t, "float32", clip=0.5)])
+            native.step(rows, coefficients, 1, isa=isa)
+            assert param.tobytes() == expected.tobytes(), (size, kind, t)
+            for key in own.keys() - {"step"}:
+                assert own[key].tobytes() == after[key].tobytes(), (size, kind, t, key)
