@@ -57,6 +57,22 @@ def test_exact_whatever_the_order_and_the_parts(values: list[float], random: obj
     assert norm.rounded_digits(sum(native.exact_square_sum(rows([p])) for p in parts)) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "count", "grain"),
+    [(0.1, 2048, native.GRAIN), (0.1, 300_000, 1), (1 / 3, 3_000_000, 1 << 22)],
+    ids=["a block", "many pieces", "many blocks"],
+)
+def test_an_estimate_is_as_near_as_it_says(value: float, count: int, grain: int) -> None:
+    """Of equal numbers, whose additions all round alike, so that errors add up."""
+    table = rows([array := np.full(count, value, np.float32)])
+    exact = count * Fraction(float(array[0]) ** 2)
+    digits = native.exact_square_sum(table)
+    assert sum(int(digit) << 32 * k for k, digit in enumerate(digits)) == exact * 2**1074
+    for isa in native.isas():
+        found, error = native.square_sum(table, 1.0, 1, grain=grain, isa=isa)
+        assert 0 < abs(Fraction(found) - exact) <= error
+
+
 def test_a_sum_that_an_estimate_cannot_round() -> None:
     """Half way between two numbers of 32 bits, and a little beside."""
     for tiny, expected in ((0.0, 1.0), (2.0**-30, 1.0 + 2.0**-31)):
@@ -67,6 +83,13 @@ def test_a_sum_that_an_estimate_cannot_round() -> None:
         assert norm.rounded_estimate(*native.square_sum(rows(grads))) is None
         assert norm.rounded_digits(native.exact_square_sum(rows(grads))) == expected
         assert norm.squared_norm(grads) == expected
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_an_estimate_near_the_middle_of_two_numbers(side: int) -> None:
+    beside = 1.0 + 2.0**-32 + side * 2.0**-50
+    assert norm.rounded_estimate(beside, 2.0**-49) is None
+    assert norm.rounded_estimate(beside, 2.0**-51) == norm.rounded(Fraction(beside))
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
