@@ -174,9 +174,10 @@ def test_row_47_a_missing_core_says_what_to_do() -> None:
     assert "pip install" in result.stdout
 
 
-def test_denormals_survive_a_caller_that_flushes_them() -> None:
+@pytest.mark.parametrize("stride", [1, 2], ids=["core", "reference"])
+def test_denormals_survive_a_caller_that_flushes_them(stride: int) -> None:
     """As torch.set_flush_denormal and libraries built with -ffast-math do."""
-    tiny, param = np.full(40, 1e-42, "float32"), np.ones(40, "float32")
+    tiny, param = np.full(40, 1e-42, "float32"), np.ones(40 * stride, "float32")[::stride]
     expected, state = param.copy(), reference.initial_state(param, Hyper())
     for _ in range(3):
         expected, state = reference.step(expected, tiny, state, Hyper())

@@ -519,7 +519,7 @@ def test_a_compiled_step_has_the_bits_of_a_plain_one() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("dense", [True, False])
 def test_denormals_in_a_thread_that_flushes_them(dtype: torch.dtype, dense: bool) -> None:
-    ends = []
+    ends, tiny = [], 1e-310
     for flush in (False, True):
         p = nn.Parameter(torch.ones(6, dtype=dtype)[:: 1 if dense else 2])
         optimizer = Adam([p], lr=0.5, eps=0)
@@ -528,6 +528,7 @@ def test_denormals_in_a_thread_that_flushes_them(dtype: torch.dtype, dense: bool
         try:
             for _ in range(2):
                 optimizer.step()
+            assert (tiny * 0.5 == 0) == flush  # the thread is as it was
         finally:
             torch.set_flush_denormal(False)
         ends.append((p.detach(), optimizer.state[p]["exp_avg"]))
