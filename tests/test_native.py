@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,7 +205,9 @@ def test_a_step_after_fork() -> None:
     if child == 0:
         try:
             found, expected = stepped(100_000, "float32", threads=2)
-            os._exit(0 if found == expected else 1)
+            tasks = Path("/proc/self/task")  # of Linux
+            alone = tasks.exists() and len(list(tasks.iterdir())) == 1
+            os._exit(0 if found == expected and not alone else 1)
         finally:
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
