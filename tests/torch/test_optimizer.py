@@ -404,15 +404,30 @@ def test_a_lazily_negated_gradient_from_autograd() -> None:
     assert negated in (True, False)
 
 
-def test_a_gradient_that_is_the_parameter() -> None:
-    p = nn.Parameter(torch.randn(1000))
-    q = nn.Parameter(p.detach().clone())
+def test_a_lazily_conjugated_gradient() -> None:
+    p, q = (nn.Parameter(torch.ones(3, dtype=torch.complex64)) for _ in range(2))
     one, other = Adam([p], lr=0.1), Adam([q], lr=0.1)
-    for _ in range(3):
-        p.grad, q.grad = p.detach(), q.detach().clone()
+    for _ in range(2):
+        p.grad = torch.randn(3, dtype=torch.complex64).conj()
+        q.grad = p.grad.resolve_conj()
+        assert p.grad.is_conj()
         one.step()
         other.step()
         assert torch.equal(p, q)
+
+
+def test_a_gradient_that_is_the_parameter() -> None:
+    for shift in (0, 5, -5):  # or of which a part is one of the parameter
+        memory = torch.randn(1010)
+        p = nn.Parameter(memory[5:1005])
+        q = nn.Parameter(p.detach().clone())
+        one, other = Adam([p], lr=0.1), Adam([q], lr=0.1)
+        for _ in range(3):
+            p.grad = memory[5 + shift : 1005 + shift]
+            q.grad = p.grad.clone()
+            one.step()
+            other.step()
+            assert torch.equal(p, q)
 
 
 def test_tensors_that_move_between_steps() -> None:
