@@ -46,6 +46,7 @@ BAD_PARAMS: list[tuple[Any, type[Exception], str]] = [
     ({"a": BLOCK, "b": BLOCK[1]}, ValueError, "arrays 'a' and 'b' share memory"),
     ([BLOCK, BLOCK], ValueError, "arrays '0' and '1' share memory"),
     ([BLOCK[:, 2:5], BLOCK[:, :3]], ValueError, "share memory"),
+    ([BLOCK[:2], BLOCK[::-1]], ValueError, "share memory"),
     ({1: np.ones(1), "1": np.ones(1)}, ValueError, "keys must differ"),
     (as_strided(np.ones(1), (3,), (0,)), ValueError, "elements of array '0' share memory"),
     (as_strided(np.ones(4), (2, 3), (8, 8)), ValueError, "elements of array '0' share memory"),
@@ -162,6 +163,16 @@ def test_a_gradient_may_be_the_parameter_or_another() -> None:
         optimizer.step([one, one])
     assert np.array_equal(one, expected[0])
     assert np.array_equal(other, expected[1])
+
+
+def test_a_gradient_that_is_a_fortran_array() -> None:
+    one = np.asfortranarray(numbers(1, 6, "float64", -2, 2).reshape(2, 3))
+    other = one.copy("F")
+    optimizer, plain = Adam(one, lr=0.1), Adam(other, lr=0.1)
+    for _ in range(3):
+        plain.step(other.copy("F"))
+        optimizer.step(one)
+    assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("rule", [Adam, AdamW])
