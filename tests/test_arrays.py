@@ -390,6 +390,15 @@ def test_loading_while_another_thread_steps() -> None:
     thread.join()
 
 
+def test_steps_outside_the_main_thread() -> None:
+    strided = np.ones((3, 2))[:, 0]
+    optimizer = Adam(strided, lr=0.5)
+    thread = threading.Thread(target=optimizer.step, args=[np.ones(3)])
+    thread.start()
+    thread.join()
+    assert strided == pytest.approx([0.5] * 3)
+
+
 def step_until(seconds: float, optimizer: Adam, grads: list[np.ndarray]) -> None:
     """Steps until the alarm, but not so often that nobody knows the result."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
