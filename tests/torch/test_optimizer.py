@@ -7,6 +7,7 @@ import gc
 import io
 import math
 import pickle
+import signal
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -19,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import adamas.torch
 from adamas import Hyper, reference
-from adamas.torch import Adam, AdamW
+from adamas.torch import Adam, AdamW, plan
 
 RULES = [(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)]
 rules = pytest.mark.parametrize(("ours", "theirs"), RULES, ids=["Adam", "AdamW"])
@@ -308,6 +309,32 @@ def test_autograd_knows_that_weights_changed() -> None:
     Adam([p]).step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_an_interrupt_waits_until_all_weights_are_stepped(
+    dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = [nn.Parameter(torch.ones(4)[::2]), nn.Parameter(torch.ones(3, dtype=torch.bfloat16))]
+    here += [nn.Parameter(torch.ones(3))] * dense
+    optimizer = Adam(here, lr=0.5)
+    for p in here:
+        p.grad = torch.ones_like(p)
+    plain_step = plan.plain.step
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return plain_step(*arguments)
+
+    monkeypatch.setattr(plan.plain, "step", interrupted)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert [state["step"] for state in optimizer.state.values()] == [1] * len(here)
+    assert all((p == 0.5).all() for p in here)
 
 
 PLAIN: list[tuple[str, Callable[[], torch.Tensor]]] = [
