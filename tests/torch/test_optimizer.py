@@ -311,6 +311,20 @@ def test_autograd_knows_that_weights_changed() -> None:
         loss.backward()
 
 
+def test_autograd_knows_which_weights_did_not_change() -> None:
+    """A graph that saved a weight without gradient can be used after a step of others."""
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = Adam([p, q])
+    for _ in range(2):
+        q.grad = p.grad = torch.ones(3)
+        optimizer.step()
+        loss = (q * q).sum()
+        q.grad = None
+        optimizer.step()
+        loss.backward()
+        assert torch.equal(q.grad, 2 * q)
+
+
 @pytest.mark.parametrize("dense", [True, False])
 def test_an_interrupt_waits_until_all_weights_are_stepped(
     dense: bool, monkeypatch: pytest.MonkeyPatch
