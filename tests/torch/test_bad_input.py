@@ -164,6 +164,27 @@ def test_a_bad_step_touches_nothing(
     assert [optimizer.state[p]["step"] for p in params] == steps
 
 
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        (torch.ones(4, dtype=torch.float64), torch.ones(4, dtype=torch.bfloat16)),
+        (torch.ones(4, dtype=torch.float64)[::2], torch.ones(4)),
+    ],
+    ids=["plain", "core"],
+)
+def test_a_step_too_large_for_one_type_touches_no_other(
+    wide: torch.Tensor, narrow: torch.Tensor
+) -> None:
+    params = [nn.Parameter(wide), nn.Parameter(narrow)]
+    optimizer = Adam(params, lr=1e39)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"step_size = .* exceeds float32"):
+        optimizer.step()
+    assert all((p == 1).all() for p in params)
+    assert [optimizer.state[p]["step"] for p in params] == [0, 0]
+
+
 def checkpoint(
     rule: Any = torch.optim.Adam, shape: tuple[int, ...] = (3, 2), **options: Any
 ) -> dict[str, Any]:
