@@ -396,6 +396,23 @@ def test_what_the_core_does_not_take(
         assert optimizer.state[odd]["exp_avg"].numpy().tobytes() == state["exp_avg"].tobytes()
 
 
+def test_types_that_share_a_group_keep_their_precision() -> None:
+    def made() -> list[nn.Parameter]:
+        torch.manual_seed(0)
+        types = (torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.complex128)
+        return [nn.Parameter(torch.randn(9, dtype=dtype)) for dtype in types]
+
+    for order in (1, -1):
+        here, there = made()[::order], made()[::order]
+        together, apart = AdamW(here, lr=0.1), [AdamW([q], lr=0.1) for q in there]
+        for _ in range(3):
+            for p, q in zip(here, there, strict=True):
+                q.grad = p.grad = torch.randn_like(p)
+            for optimizer in (together, *apart):
+                optimizer.step()
+        assert identical(here, there)
+
+
 def test_row_21_complex_parameters_are_pairs() -> None:
     """Each of its parts has a second moment of its own, as torch.optim has it."""
     torch.manual_seed(0)
