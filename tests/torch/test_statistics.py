@@ -32,10 +32,22 @@ def optimizer(rule: type[Adam], made: list[nn.Parameter], **options: Any) -> Ada
 def give_grads(made: list[nn.Parameter]) -> None:
     for p in made[:3]:
         p.grad = torch.randn_like(p)
+    made[0].grad[100:200] = 0  # which moves no weight, but leaves none behind
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def largest_and_stalled(
+    before: torch.Tensor, after: torch.Tensor, moment: torch.Tensor
+) -> tuple[float, float]:
+    old, new, m = (
+        torch.view_as_real(t) if t.is_complex() else t for t in map(wide, (before, after, moment))
+    )
+    relative = ((old - new) / old)[old != 0].abs()
+    stalled = int(((old == new) & (m != 0)).sum())
+    return float(relative.max()) if relative.numel() else 0.0, stalled / max(before.numel(), 1)
 
 
 def norm(tensor: torch.Tensor) -> float:
@@ -47,7 +59,9 @@ def norm(tensor: torch.Tensor) -> float:
 @pytest.mark.parametrize(("rule", "amsgrad"), [(Adam, False), (AdamW, True)])
 def test_measures(rule: type[Adam], amsgrad: bool, asked: bool, dtype: torch.dtype) -> None:
     made = params(dtype)
-    ours = optimizer(rule, made, amsgrad=amsgrad, weight_decay=0.1 * (rule is AdamW))
+    decay = 0.1 * (rule is AdamW)
+    # Such betas let the second moment fall below its largest.
+    ours = optimizer(rule, made, amsgrad=amsgrad, weight_decay=decay, betas=(0.9, 0.5))
     for _ in range(3):
         give_grads(made)
         before = [p.detach().clone() for p in made]
@@ -67,9 +81,12 @@ def test_measures(rule: type[Adam], amsgrad: bool, asked: bool, dtype: torch.dty
         assert measures.elements == p.numel()
         assert measures.grad_norm == pytest.approx(norm(p.grad), rel=1e-9)
         assert measures.exp_avg_norm == pytest.approx(norm(state["exp_avg"]), rel=1e-9)
+        assert measures.exp_avg_sq_norm == pytest.approx(norm(state["exp_avg_sq"]), rel=1e-9)
         assert measures.param_norm == pytest.approx(norm(p), rel=1e-9)
         if asked or measures.group == 0:
             assert measures.update_norm == pytest.approx(norm(wide(old) - wide(p)), rel=loose)
+        if asked:
+            assert measures[-2:] == largest_and_stalled(old, p, state["exp_avg"])
     first, _, still = found.parameters
     assert still.stalled >= (0 if dtype == torch.float64 else 1)  # lr = 1e-9 changes nothing
     assert first.stalled < 0.5
@@ -81,15 +98,18 @@ def test_measures(rule: type[Adam], amsgrad: bool, asked: bool, dtype: torch.dty
 
 
 def test_the_largest_relative_update() -> None:
-    p = nn.Parameter(torch.tensor([2.0, -0.5, 0.0]))
-    p.grad = torch.tensor([1.0, -1.0, 1.0])
-    ours = Adam([("weight", p)], lr=0.1)
+    p, q = nn.Parameter(torch.tensor([2.0, -0.5, 0.0])), nn.Parameter(torch.tensor([4.0]))
+    p.grad, q.grad = torch.tensor([1.0, -1.0, 1.0]), torch.tensor([1.0])
+    ours = Adam([("weight", p), ("bias", q)], lr=0.1)
     ours.measure_next_step()
     ours.step()
-    (measures,) = ours.statistics().parameters
+    measures, other = ours.statistics().parameters
     assert measures.name == "weight"
     assert measures.largest_relative_update == pytest.approx(0.2, rel=1e-6)
     assert measures.stalled == 0
+    assert other.largest_relative_update == pytest.approx(0.025, rel=1e-6)
+    (both,) = ours.statistics().groups
+    assert both.largest_relative_update == measures.largest_relative_update
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -97,6 +117,7 @@ def test_measuring_changes_no_bit(dtype: torch.dtype) -> None:
     here, there = params(dtype), params(dtype)
     one, other = optimizer(AdamW, here, max_grad_norm=1.0), optimizer(AdamW, there)
     other.max_grad_norm = 1.0
+    one.grad_scale = other.grad_scale = torch.tensor(4.0)
     for _ in range(3):
         give_grads(here)
         for p, q in zip(here, there, strict=True):
@@ -128,3 +149,8 @@ def test_each_step_must_be_asked_for() -> None:
     assert np.isclose(
         loaded.statistics().groups[0].update_norm, ours.statistics().groups[0].update_norm
     )
+    ours.measure_next_step()
+    ours.step()
+    exact = ours.statistics()
+    ours.load_state_dict(loaded.state_dict())
+    assert ours.statistics() is not exact
