@@ -16,6 +16,7 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
     2: [
         "fsdp2",
         "fsdp2_clipping",
+        "fsdp2_statistics",
         "a_norm_in_doubt",
         "fsdp2_training",
         "fsdp2_in_backward",

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -160,6 +161,26 @@ def fsdp2_in_backward() -> None:
         other.zero_grad()
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             assert torch.equal(whole(p), whole(q))
+
+
+def fsdp2_statistics() -> None:
+    """Of the whole parameters, measured in the step and worked out after it."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model, twin = sharded(dtype), Model(dtype)
+        optimizers = [AdamW(m.named_parameters(), **OPTIONS) for m in (model, twin)]
+        for step in range(4):
+            give_grads(model, twin, step)
+            for optimizer in optimizers:
+                if step < 2:
+                    optimizer.measure_next_step()
+                optimizer.step()
+            found, expected = (
+                (*s.parameters, *s.groups) for s in (o.statistics() for o in optimizers)
+            )
+            for mine, others in zip(found, expected, strict=True):
+                assert mine[:3] == others[:3]
+                assert np.allclose(mine[3:8], others[3:8], rtol=1e-12, atol=0, equal_nan=True)
+                assert mine[8:] == others[8:]
 
 
 def tensor_parallel() -> None:
