@@ -22,6 +22,8 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
         "fsdp2_in_backward",
         "tensor_parallel",
         "gradients_sharded_otherwise",
+        "gradients_to_be_added_up",
+        "local_tensors_that_move",
         "ddp",
         "zero_redundancy",
         "save_checkpoint",

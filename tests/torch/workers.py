@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -200,6 +200,38 @@ def gradients_sharded_otherwise() -> None:
         one.step()
         other.step()
         assert torch.equal(whole(p), q)
+
+
+def gradients_to_be_added_up() -> None:
+    """As those of a weight that all processes have, of which each sees a part of the data."""
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world,))
+    p = nn.Parameter(distribute_tensor(torch.ones(7), mesh, [Replicate()]))
+    q = nn.Parameter(torch.ones(7))
+    one, other = AdamW([p], **OPTIONS), AdamW([q], **OPTIONS)
+    for step in range(3):
+        mine = torch.arange(7) - 3.0 * dist.get_rank() - step
+        p.grad = DTensor.from_local(mine, mesh, [Partial()])
+        q.grad = whole(p.grad)
+        assert not torch.equal(q.grad, mine)
+        one.step()
+        other.step()
+        assert torch.equal(whole(p), q)
+
+
+def local_tensors_that_move() -> None:
+    """As FSDP2 lets them, where a model is moved or its weights are loaded."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    p = nn.Parameter(distribute_tensor(torch.ones(7, 3), mesh, [Shard(0)]))
+    q = nn.Parameter(torch.ones(7, 3))
+    one, other = AdamW([p], **OPTIONS), AdamW([q], **OPTIONS)
+    for step in range(3):
+        q.grad = torch.randn(7, 3, generator=torch.Generator().manual_seed(step))
+        p.grad = distribute_tensor(q.grad, mesh, [Shard(0)])
+        one.step()
+        other.step()
+        assert torch.equal(whole(p), q)
+        p._local_tensor = p._local_tensor.detach().clone()
 
 
 def two_dimensions() -> None:
