@@ -72,6 +72,16 @@ def test_the_bits_of_ordinary_steps(
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_backward_passes_are_counted_without_calls_of_step() -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = Adam([p], lr=0.5)
+    step_in_backward(optimizer, accumulate=2)
+    for number in range(6):
+        assert (number % 2 == 0) == (p.grad is None)
+        p.sum().backward()
+    assert optimizer.state[p]["step"] == 3
+
+
 def test_a_gradient_is_freed_before_the_next_is_made() -> None:
     layers = [nn.Linear(50, 50, bias=False) for _ in range(8)]
     optimizer = Adam(nn.ModuleList(layers).parameters())
