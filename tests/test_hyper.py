@@ -101,6 +101,12 @@ def test_a_coefficient_too_large_for_float32() -> None:
 
 
 @pytest.mark.parametrize("compute", ["float32", "float64"])
+def test_factors_of_gradients_may_be_infinite(compute: str) -> None:
+    c = Hyper().coefficients(1, compute, math.inf, math.inf)
+    assert (c.unscale, c.clip) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("compute", ["float32", "float64"])
 def test_a_coefficient_beyond_its_type_is_named(compute: str) -> None:
     with pytest.raises(ValueError, match=f"step_size = inf exceeds {compute}: lower it"):
         Hyper(lr=1e308).coefficients(1, compute)

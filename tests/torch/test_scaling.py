@@ -138,6 +138,15 @@ def test_large_float64_gradients_are_finite_though_their_squares_are_not() -> No
     assert p.grad.isfinite().all()
 
 
+def test_gradients_that_only_unscaling_makes_infinite() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = Adam([p], lr=0.5, skip_nonfinite=True)
+    p.grad, optimizer.grad_scale = torch.full_like(p, 1e38), torch.tensor(2.0**-10)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert (p == 1).all()
+
+
 def test_without_skipping_a_norm_that_is_not_finite_is_as_with_torch() -> None:
     for bad in (math.inf, math.nan):
         p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
