@@ -38,6 +38,8 @@ class Wrapped(nn.Module):
         self.position_bias = nn.Parameter(torch.zeros(3, 4))
         self.scale = nn.Parameter(torch.ones(4))
         self.bag = nn.EmbeddingBag(5, 4)
+        self.mask_token = nn.Parameter(torch.zeros(1, 4))
+        self.unbiased = nn.Linear(4, 4)
 
 
 class Stages(nn.Module):
@@ -87,8 +89,10 @@ def test_biases_and_norms_do_not_decay() -> None:
 def test_embeddings_do_not_decay_on_request(decay_embeddings: bool, where: str) -> None:
     model = Wrapped(Transformer())
     found = names(decay_groups(model, 0.1, decay_embeddings=decay_embeddings))
-    assert {"module.embed.weight", "module.pos_embed", "bag.weight"} <= set(found[where])
-    assert {"position_bias", "scale"} <= set(found["no decay"])
+    embeddings = {"module.embed.weight", "module.pos_embed", "bag.weight", "mask_token"}
+    assert embeddings <= set(found[where])
+    assert {"position_bias", "scale", "unbiased.bias"} <= set(found["no decay"])
+    assert "unbiased.weight" in found["decay"]
 
 
 def test_a_head_tied_to_an_embedding_is_an_embedding_in_whatever_order() -> None:
@@ -160,6 +164,11 @@ def test_depth_sets_the_learning_rate(build: Any, depths: dict[str, int]) -> Non
         label, lr = lrs[name]
         assert label.startswith(f"depth {depth}, ")
         assert lr == 0.3 * 0.7 ** (deepest - depth)
+
+
+def test_depths_may_learn_alike() -> None:
+    groups = decay_groups(Stages(), 0.1, lr=0.3, layer_decay=1.0)
+    assert [group["lr"] for group in groups] == [0.3] * 5
 
 
 def test_a_callable_overrides_the_depth() -> None:
