@@ -96,7 +96,7 @@ def test_row_10_steps_go_on_beyond_float32_and_survive_a_checkpoint() -> None:
     optimizer = Adam([p])
     grads([p])
     optimizer.step()
-    for start in (255, 2047, 65535, 2**24, 2**31 - 1):
+    for start in (255, 2047, 65535, 2**24, 2**24 + 1, 2**31 - 1):
         optimizer.state[p]["step"] = start
         optimizer.step()
         optimizer.step()
@@ -243,7 +243,8 @@ def test_row_40_states_are_matched_by_name() -> None:
     for i, p in enumerate(named.values()):
         p.grad = torch.full((2,), 10.0 ** (i + 1))
     optimizer.step()
-    other = Adam(((f"module.{name}", named[name]) for name in "cab"), lr=0.1)
+    wrapped = "module._orig_mod._fsdp_wrapped_module._checkpoint_wrapped_module."
+    other = Adam(((wrapped + name, named[name]) for name in "cab"), lr=0.1)
     other.load_state_dict(optimizer.state_dict())
     for p in named.values():
         assert torch.equal(other.state[p]["exp_avg"], optimizer.state[p]["exp_avg"])
