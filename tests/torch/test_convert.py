@@ -188,7 +188,7 @@ def optimi(release: bool = False, dtype: torch.dtype = torch.float32, **options:
         left = 1 - 0.9**5, 1 - 0.99**5
         found.append(((m.double() * left[0]).float(), (v.double() * left[1]).float()))
     decay = 0.1 / options["max_lr"] if "max_lr" in options else 0.1
-    decoupled = options.get("decouple_wd", True)
+    decoupled = options.get("decouple_wd", True) or "max_lr" in options
     return Case(saved(group, states), "optimi", found, decoupled, decay, (0.9, 0.99))
 
 
@@ -235,6 +235,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "optimi": optimi,
     "optimi Adam": lambda: optimi(decouple_wd=False),
     "optimi decoupled lr": lambda: optimi(decouple_lr=True, max_lr=0.02),
+    "optimi coupled, decoupled lr": lambda: optimi(
+        decouple_wd=False, decouple_lr=True, max_lr=0.02
+    ),
     "optimi bfloat16": lambda: optimi(dtype=torch.bfloat16),
     "optimi release": lambda: optimi(release=True),
     "flashoptim": flashoptim,
