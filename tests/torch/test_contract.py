@@ -296,8 +296,8 @@ def test_closures(name: str) -> None:
 @rules
 def test_optimizers_pickled_before_there_were_these_options(name: str) -> None:
     rule, info = RULES[name]
-    for flag in (*info.not_og_supported_flags, "foreach", "fused"):
-        optimizer, expected = rule(parameters()), rule(parameters())
+    for flag in (*info.not_og_supported_flags, "foreach", "fused", "decoupled_weight_decay"):
+        optimizer, expected = (rule(parameters(), weight_decay=0.1) for _ in range(2))
         state = optimizer.__getstate__()
         state = state | {"param_groups": [dict(group) for group in state["param_groups"]]}
         for group in state["param_groups"]:
