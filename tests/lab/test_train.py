@@ -123,10 +123,12 @@ def test_lost_steps_are_done_again(tmp_path: Path, whole: dict[str, dict[str, An
     (tmp_path / "run/checkpoint.pt").write_bytes(checkpoint)
     with open(tmp_path / "run/metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "train_l')
-    partial_path(tmp_path / "run/checkpoint.pt").write_bytes(checkpoint[:100])
+    files = folder.RunFolder(tmp_path / "run")
+    for file in (files.settings, files.checkpoint, files.metrics, files.model, files.report):
+        partial_path(file).write_bytes(checkpoint[:100])
     go(resume(tmp_path / "run", {}))
     assert_same(state(tmp_path / "run"), whole["price"])
-    assert not partial_path(tmp_path / "run/checkpoint.pt").exists()
+    assert not list(files.path.glob("*.partial"))
 
 
 def test_runs_are_told_apart(tmp_path: Path, whole: dict[str, dict[str, Any]]) -> None:
