@@ -82,6 +82,23 @@ def test_backward_passes_are_counted_without_calls_of_step() -> None:
     assert optimizer.state[p]["step"] == 3
 
 
+def test_a_state_that_has_to_be_made_anew_is_the_optimizers() -> None:
+    p, q = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    here, there = Adam([p], lr=0.1), Adam([q], lr=0.1)
+    step_in_backward(here)
+    for number in range(4):
+        here.param_groups[0]["amsgrad"] = there.param_groups[0]["amsgrad"] = number > 0
+        for one in (p, q):
+            (one.sum() / (number + 1)).backward()
+        there.step()
+        there.zero_grad()
+    assert torch.equal(p, q)
+    assert all(
+        torch.equal(torch.as_tensor(value), torch.as_tensor(here.state[p][key]))
+        for key, value in there.state[q].items()
+    )
+
+
 def test_a_gradient_is_freed_before_the_next_is_made() -> None:
     layers = [nn.Linear(50, 50, bias=False) for _ in range(8)]
     optimizer = Adam(nn.ModuleList(layers).parameters())
