@@ -250,6 +250,29 @@ def master_beside(dtype: str, master_bits: int | None) -> int:
     return 32 if bits == 32 else 0
 
 
+VERSION = 1  # of the stored bytes, recorded in checkpoints
+
+
+def check_scales(scales: NDArray[np.uint16], name: str) -> None:
+    """Raises where scales are not what an encoder can have written.
+
+    Args:
+        scales: (groups, 3), the top halves of float32 numbers.
+        name: what the error calls their owner.
+    """
+    low, high, most = scales.astype(np.int64).T
+    bad = (low > high) | (high > _LARGEST >> 16) | (most > _INFINITY >> 16) & (most != _NAN >> 16)
+    bad |= most == _INFINITY >> 16
+    if bad.any():
+        i = int(np.flatnonzero(bad)[0])
+        low, high, most = scales[i].tolist()
+        raise ValueError(
+            f"{name} has a group with impossible scales, number {i}: {low:#06x} to {high:#06x} for "
+            f"exp_avg_sq and {most:#06x} for exp_avg, where the first must not exceed the second, "
+            "and all be finite: the checkpoint is damaged"
+        )
+
+
 def to_bfloat16(x: Floats, index: Words, step: int, other: bool = False) -> NDArray[np.uint16]:
     """The top halves of float32 numbers, rounded by the dither; NaN stays NaN."""
     bits = x.view(np.uint32)

@@ -98,7 +98,10 @@ def _numbers(array: Array) -> Array:
 def _weights(param: Array, state: State) -> Array:
     """What is trained: the master weight where there is one, else the parameter."""
     if "master" in state:
-        return _numbers(state["master"])
+        # Where the parameter is not its rounding, somebody has set the parameter anew.
+        with np.errstate(over="ignore"):
+            own = state["master"].astype(np.float16).view(np.uint16) == param.view(np.uint16)
+        return np.where(own, state["master"], param).reshape(-1).astype(np.float32)
     if "remainder" in state:
         return formats.join(param.reshape(-1), _words(state["remainder"], param))
     return _numbers(param)

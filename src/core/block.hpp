@@ -60,8 +60,13 @@ inline void load_param(const Row& row, int size, float* p) {
       return join(weights, static_cast<const std::uint16_t*>(beside), size, p);
     case Master::rest8:
       return join(weights, static_cast<const std::uint8_t*>(beside), size, p);
-    case Master::whole:
-      return load(Dtype::float32, beside, size, p);
+    case Master::whole: {
+      // Where the parameter is not its rounding, somebody has set the parameter anew.
+      const auto* whole = static_cast<const float*>(beside);
+      for (int j = 0; j < size; ++j)
+        p[j] = to_float16(whole[j]) == weights[j] ? whole[j] : from_float16(weights[j]);
+      return;
+    }
     case Master::none:
       return load(row.types.param, weights, size, p);
   }

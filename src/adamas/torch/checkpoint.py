@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .state import State, check_state, moment_names, whole_step
+from .. import formats
+from .kinds import Kind, kept, kind_of
+from .recode import State, format_of
+from .scales import gather, shard
+from .sharding import is_sharded, local
+from .state import check_state, whole_step
 
 if TYPE_CHECKING:
     from .optimizer import Adam
 
 StateDict = dict[str, Any]
+
+_APART = ("params", "param_names", "format")
 
 # Wrappers of a model put these into its parameters' names.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -25,19 +32,24 @@ def pack(state: Mapping[Any, State], groups: list[dict[str, Any]]) -> StateDict:
     """States by the parameters' positions and groups with positions for parameters.
 
     Step counts become tensors, as torch.optim keeps them: float32, which is exact to 2^24, and
-    float64 beyond.
+    float64 beyond. Groups of other formats record their version.
     """
     params = [param for group in groups for param in group["params"]]
     position: dict[int, int] = {}
     for param in params:
         position.setdefault(id(param), len(position))
     packed_state = {
-        (position[id(key)] if isinstance(key, Tensor) else key): pack_state(value)
+        (position[id(key)] if isinstance(key, Tensor) else key): pack_state(
+            value | {"scales": shard(key, value["scales"])}
+            if is_sharded(key) and "scales" in value
+            else value
+        )
         for key, value in state.items()
     }
     packed_groups = [
         {k: v for k, v in group.items() if k != "params"}
         | {"params": [position[id(param)] for param in group["params"]]}
+        | ({"format": formats.VERSION} if group.keys() & {"moments", "master_bits"} else {})
         for group in groups
     ]
     return {"state": packed_state, "param_groups": packed_groups}
@@ -86,6 +98,12 @@ def unpack(
         raise ValueError(
             "the state dictionary has parameter groups without betas: it is not Adam's"
         )
+    versions = [group.get("format", formats.VERSION) for group in saved_groups]
+    if any(version != formats.VERSION for version in versions):
+        raise ValueError(
+            f"the state dictionary is of format version {versions[0]}, and this adamas reads "
+            f"version {formats.VERSION}: load it with the adamas that saved it, or a newer one"
+        )
     groups = optimizer.param_groups
     if strict:
         _check_sizes(saved_groups, groups)
@@ -93,18 +111,18 @@ def unpack(
     if len(groups) == len(saved_groups):
         new_groups = [
             optimizer.complete_group(
-                deepcopy({k: v for k, v in saved.items() if k not in ("params", "param_names")})
-                | {k: group[k] for k in ("params", "param_names") if k in group}
+                deepcopy({k: v for k, v in saved.items() if k not in _APART})
+                | {k: group[k] for k in _APART if k in group}
             )
             for saved, group in zip(saved_groups, groups, strict=True)
         ]
     pairs, match = _matches(saved_groups, new_groups, strict)
     states: dict[Any, State] = {}
-    for key, param, name, amsgrad in pairs:
+    for key, param, name, kind in pairs:
         if key is None:
             states |= {param: optimizer.state[param]} if param in optimizer.state else {}
         elif saved_state.get(key):
-            states[param] = _unpack_state(saved_state[key], param, amsgrad, name)
+            states[param] = _unpack_state(saved_state[key], param, kind, name)
     listed = {key for group in saved_groups for key in group["params"]}
     unknown = [key for key in saved_state if isinstance(key, int) and key not in listed]
     if unknown and strict:
@@ -153,13 +171,13 @@ def _check_sizes(saved_groups: list[Any], groups: list[dict[str, Any]]) -> None:
 
 def _matches(
     saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]], strict: bool
-) -> tuple[list[tuple[Any, Tensor, str, bool]], Match]:
+) -> tuple[list[tuple[Any, Tensor, str, Kind]], Match]:
     """Which saved state belongs to which parameter, None for none.
 
     By name where both sides know the names, else by the place in the group.
     """
     keys = list(chain.from_iterable(group["params"] for group in saved_groups))
-    params = [(p, group["amsgrad"]) for group in groups for p in group["params"]]
+    params = [(p, kind_of(group)) for group in groups for p in group["params"]]
     saved_names, names = _names(saved_groups), _names(groups)
     if saved_names is None or names is None:
         return _matches_by_position(saved_groups, groups)
@@ -173,29 +191,29 @@ def _matches(
         )
     key_of = dict(zip(saved_names, keys, strict=True))
     pairs = [
-        (key_of.get(name), param, name, amsgrad)
-        for name, (param, amsgrad) in zip(names, params, strict=True)
+        (key_of.get(name), param, name, kind)
+        for name, (param, kind) in zip(names, params, strict=True)
     ]
     return pairs, Match(len(names) - len(missing), 0, missing, extra)
 
 
 def _matches_by_position(
     saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]
-) -> tuple[list[tuple[Any, Tensor, str, bool]], Match]:
+) -> tuple[list[tuple[Any, Tensor, str, Kind]], Match]:
     if len(saved_groups) != len(groups):
         raise ValueError(
             f"the state dictionary has {len(saved_groups)} parameter groups, this optimizer "
             f"{len(groups)}, and not both know their parameters' names: make the optimizers with "
             "model.named_parameters(), or with as many groups"
         )
-    pairs: list[tuple[Any, Tensor, str, bool]] = []
+    pairs: list[tuple[Any, Tensor, str, Kind]] = []
     missing: list[str] = []
     extra: list[str] = []
     for saved, group in zip(saved_groups, groups, strict=True):
         keys = saved["params"] + [None] * (len(group["params"]) - len(saved["params"]))
         for key, param in zip(keys, group["params"], strict=False):
             name = f"parameter {len(pairs)}"
-            pairs.append((key, param, name, group["amsgrad"]))
+            pairs.append((key, param, name, kind_of(group)))
             missing.extend([name] if key is None else [])
         extra.extend(f"parameter {key}" for key in saved["params"][len(group["params"]) :])
     return pairs, Match(0, len(pairs) - len(missing), missing, extra)
@@ -214,16 +232,51 @@ def bare(name: str) -> str:
     return ".".join([*(part for part in modules if part not in _WRAPPERS), last])
 
 
-def _unpack_state(saved: State, param: Tensor, amsgrad: bool, name: str) -> State:
+def _unpack_state(saved: State, param: Tensor, kind: Kind, name: str) -> State:
     if not isinstance(saved, Mapping) or "step" not in saved:
         raise ValueError(f"the state of {name} has no step: it is not Adam's")
-    needed = moment_names(amsgrad)
+    coded = "words" in saved
+    needed = ["words", "scales"] if coded else ["exp_avg", "exp_avg_sq"]
+    needed += ["max_exp_avg_sq"] if kind.amsgrad else []
     if lacking := [key for key in needed if key not in saved]:
         raise ValueError(f"the state of {name} lacks {', '.join(lacking)}: it is not Adam's")
-    moments = {key: value for key, value in saved.items() if key in needed}
-    for key, value in moments.items():
-        if isinstance(value, Tensor) and value.shape == param.shape:
-            moments[key] = value.detach().clone(memory_format=torch.preserve_format)
-    rest = {k: deepcopy(v) for k, v in saved.items() if k != "step" and k not in moments}
-    state = {"step": whole_step(saved["step"], name)} | moments
-    return check_state(param, state, amsgrad, name) | rest
+    own = {*needed, "remainder", "master"}
+    arrays = {key: value for key, value in saved.items() if key in own}
+    # Torch's optimizers carry along what they do not know, in the parameter's type, and step on.
+    for key, dtype in (("remainder", torch.uint8), ("master", torch.float32)):
+        if getattr(arrays.get(key), "dtype", dtype) != dtype:
+            del arrays[key]
+    for key, value in arrays.items():
+        if isinstance(value, Tensor) and value.shape[: param.dim()] == param.shape:
+            arrays[key] = value.detach().clone(memory_format=torch.preserve_format)
+    state = {"step": whole_step(saved["step"], name)} | arrays
+    if coded:
+        state = _check_coded(state, param, name)
+    rest = {k: deepcopy(v) for k, v in saved.items() if k not in own | {"step"}}
+    return check_state(param, state, kind, name) | rest
+
+
+def _check_coded(state: State, param: Tensor, name: str) -> State:
+    """A state with moments of a codec as this process keeps it, checked.
+
+    Raises:
+        ValueError: words or scales are not what an encoder can have written.
+    """
+    for key, dtype in (("words", torch.uint8), ("scales", torch.bfloat16)):
+        value = state[key]
+        if not isinstance(value, Tensor) or value.dtype != dtype:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the state of {name} must have {key} of {dtype}, got {got}")
+    state = gather(param, state)
+    own = format_of(param, state)
+    wanted = kept(param, Kind(own, None, amsgrad=False))
+    for key in ("words", "scales"):
+        shape = tuple(local(state[key]).shape)
+        if shape != wanted[key].shape:
+            raise ValueError(
+                f"the state of {name} must have {key} of shape {wanted[key].shape}, got {shape}: "
+                "it is of another model"
+            )
+    halves = state["scales"].detach().cpu().contiguous().view(torch.int16).numpy()
+    formats.check_scales(halves.view("uint16"), f"the state of {name}")
+    return state

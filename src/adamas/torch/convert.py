@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from .checkpoint import StateDict, bare, pack_state, parts
 from .foreign import Group, Layout, in_the_group, recognise
 from .hyperparameters import hyper_of
-from .state import State, moment_names
+from .recode import State
 
 FORMATS = ("torch", "adamas")
 
@@ -250,7 +250,7 @@ def _options(layout: Layout, group: Group) -> Group:
 
 def _drop_foreign(found: list[_Found]) -> tuple[list[_Found], list[str]]:
     """The states without what torch.optim has no place for, and notes of what that was."""
-    places = {"step", *moment_names(amsgrad=True)}
+    places = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
     counts = Counter(key for one in found for key in one.state if key not in places)
     notes = [
         f"{key} of {count} parameters was left out"

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .state import State, whole_step
+from .recode import State
+from .state import whole_step
 
 Group = dict[str, Any]
 

@@ -9,6 +9,8 @@ from torch import Tensor
 COMPUTE = {
     torch.float32: "float32",
     torch.float64: "float64",
+    torch.bfloat16: "float32",
+    torch.float16: "float32",
     torch.complex64: "float32",
     torch.complex128: "float64",
 }

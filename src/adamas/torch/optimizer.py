@@ -14,6 +14,7 @@ from torch.optim import optimizer as _torch
 from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
 from .hyperparameters import hyper_of
+from .kinds import kept, kind_of
 from .plan import Plan, held, ready
 from .statistics import Found, Statistics
 
@@ -24,9 +25,9 @@ class Adam(Optimizer):
     """A drop-in for ``torch.optim.Adam``: its arguments, groups, state and checkpoints.
 
     The equation is ``adamas.equations.adam``, and its bits are the same whatever steps it. The C++
-    core steps, all in one call, the parameters that lie dense on the CPU in float32, float64 or
-    their complex pairs; plain torch operations step any others: other dtypes and devices, views
-    with gaps, tensor subclasses. Moments of 16-bit parameters are float32.
+    core steps, all in one call, the parameters that lie dense on the CPU in float32, float64,
+    bfloat16, float16 or complex pairs; slower ways step any others: other dtypes and devices, views
+    with gaps, tensor subclasses.
 
     Args:
         params: parameters, named parameters, or parameter groups.
@@ -45,6 +46,12 @@ class Adam(Optimizer):
         max_grad_norm: clip the gradients of all groups together to this norm, above 0, with the
             bits of multiplying them by ``adamas.norm.clip_factor`` before; ``float("inf")`` only
             measures. The gradients themselves stay as they are.
+        moments: what the moments are kept in: "float32", "bfloat16", "int8" or "int4", which are 8,
+            4, about 2.1 and about 1.1 bytes a parameter for both; see ``adamas.formats``. Those of
+            float64 parameters stay in float64, and AMSGrad's maximum in float32.
+        master_bits: of the weights that are trained where parameters have 16 bits: 32 (the
+            default) has the bits of training float32 weights whose rounding the model sees, 24
+            keeps one byte beside a bfloat16 parameter, 16 nothing.
         skip_nonfinite: leave everything as it is, step counts too, where an element of any
             gradient is infinite or NaN.
 
@@ -86,6 +93,8 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        moments: str = "float32",
+        master_bits: int | None = None,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(
@@ -95,7 +104,7 @@ class Adam(Optimizer):
         self.skipped_steps, self.last_grad_norm = 0, None
         self._plan: Plan | None = None
         self._measuring, self._found, self._statistics = False, [], None
-        defaults = {
+        defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
@@ -108,7 +117,11 @@ class Adam(Optimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
+        # Only where they are not the default: then groups are torch.optim's to the last key.
+        given: dict[str, Any] = {"moments": moments, "master_bits": master_bits}
+        defaults.update({k: v for k, v in given.items() if v not in ("float32", None)})
         hyper_of(defaults)
+        kind_of(defaults)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -122,8 +135,10 @@ class Adam(Optimizer):
         group = self.param_groups[-1]
         try:
             hyper_of(group)
+            kind = kind_of(group)
             for param in group["params"]:
                 _check_trainable(param)
+                kept(param, kind)
         except Exception:
             del self.param_groups[groups:]
             raise
@@ -291,6 +306,7 @@ class Adam(Optimizer):
         """A parameter group of a checkpoint, with the options it lacks, checked."""
         completed = self.defaults | {"foreach": None, "fused": None} | group
         hyper_of(completed)
+        kind_of(completed)
         return completed
 
     def __getstate__(self) -> dict[str, Any]:
@@ -336,6 +352,8 @@ class AdamW(Adam):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        moments: str = "float32",
+        master_bits: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -352,6 +370,8 @@ class AdamW(Adam):
             decoupled_weight_decay=True,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
+            moments=moments,
+            master_bits=master_bits,
         )
 
     def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..equations import adam
 from ..hyper import Coefficients, Hyper
-from .state import State, moment_names
+from .recode import State
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def step(
@@ -40,7 +42,7 @@ def step(
     Returns:
         Pairs of a tensor and the value to store in it: the parameter, then its moments.
     """
-    moments = [state[key] for key in moment_names(hyper.amsgrad)]
+    moments = [state[key] for key in _MOMENTS[: 2 + hyper.amsgrad]]
     p, g, m, v, *maximum = (_kept(real(tensor)) for tensor in (param, grad, *moments))
     compute = "float64" if m.dtype == torch.float64 else "float32"
     c = hyper.coefficients(state["step"] + 1, compute, unscale, clip)

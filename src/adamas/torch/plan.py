@@ -13,12 +13,14 @@ from torch import Tensor
 from .. import native
 from ..hyper import Coefficients, Hyper
 from ..interrupts import deferred
-from . import plain
+from . import copied, plain
 from .gradnorm import Part, rows_of, squared_norm
 from .hyperparameters import hyper_of
+from .kinds import Kind, kind_of, ordered
 from .layout import COMPUTE, is_dense_on_cpu
+from .recode import State, trained
 from .sharding import local, local_like, shards_of
-from .state import Entry, State, check_grad, check_param, check_state, moment_names, zero_states
+from .state import Entry, check_grad, check_param, check_state, zero_states
 from .statistics import Found, columns_of, weights_before
 from .table import Table
 
@@ -39,10 +41,9 @@ class Plan:
     """
 
     def __init__(self, groups: Groups, states: States) -> None:
-        entries = list(_entries(groups, states))
-        takes = [
-            is_dense_on_cpu(local(e.param)) and not _differentiable(groups, e) for e in entries
-        ]
+        kinds = [kind_of(group) for group in groups]
+        entries = list(_entries(groups, kinds, states))
+        takes = [_core_takes(e.param, kinds[e.group]) for e in entries]
         self._fast = fast = list(compress(entries, takes))
         self._plain = list(compress(entries, (not taken for taken in takes)))
         sets = [(e.group, COMPUTE[e.param.dtype]) for e in fast]
@@ -50,7 +51,7 @@ class Plan:
         self._table = Table(
             [e.param for e in fast],
             [e.state for e in fast],
-            [moment_names(groups[e.group]["amsgrad"]) for e in fast],
+            [kinds[e.group] for e in fast],
             [self._sets.index(s) for s in sets],
             [e.name for e in fast],
         )
@@ -62,7 +63,7 @@ class Plan:
         self._params = params = _params(groups)
         self._states = list(states.values())
         self._waiting = [param for param in params if param not in states]
-        self._options = _options(groups)
+        self._kinds = kinds
         self._even = True  # and the gradients of the plain ones: of the last look
         self._grads: list[tuple[Entry, Tensor]] = []
         self._with_grad: list[int] = []
@@ -73,7 +74,7 @@ class Plan:
             native.identical(_params(groups), self._params)
             and native.identical(list(states.values()), self._states)
             and all(param.grad is None for param in self._waiting)
-            and _options(groups) == self._options
+            and all(map(_is_of, groups, self._kinds))
         )
 
     def look(self, groups: Groups) -> bool:
@@ -88,8 +89,8 @@ class Plan:
         for i, entry in enumerate(self._plain):
             if entry.param.grad is not None:
                 check_grad(entry.param, entry.param.grad, entry.name)
-                amsgrad = groups[entry.group]["amsgrad"]
-                if check_state(entry.param, entry.state, amsgrad, entry.name) is not entry.state:
+                kind = self._kinds[entry.group]
+                if check_state(entry.param, entry.state, kind, entry.name) is not entry.state:
                     return False
                 self._grads.append((entry, local_like(entry.param.grad, entry.param)))
                 self._with_grad.append(i)
@@ -143,15 +144,18 @@ class Plan:
             pending = []
             for entry, grad in grads:
                 state = {key: local(value) for key, value in entry.state.items()}
-                hyper = hypers[entry.group]
+                hyper, kind = hypers[entry.group], self._kinds[entry.group]
                 with torch.set_grad_enabled(_differentiable(groups, entry)):
                     tensors = groups[entry.group] if _recorded(groups[entry.group]) else None
                     param = local(entry.param)
-                    pairs = plain.step(param, grad, state, hyper, unscale, clip, tensors)
+                    if copied.needed(entry.param, kind):
+                        pairs = copied.step(entry.param, grad, state, kind, hyper, unscale, clip)
+                    else:
+                        pairs = plain.step(param, grad, state, hyper, unscale, clip, tensors)
                     pending.append(list(pairs))
             found = self._step_table(hypers, unscale, clip, measure)
             for (entry, grad), values in zip(grads, pending, strict=True):
-                before = local(entry.param).detach().clone() if measure else None
+                before = trained(entry.param, entry.state).clone() if measure else None
                 with torch.set_grad_enabled(_differentiable(groups, entry)):
                     for target, value in values:
                         target.copy_(value)
@@ -233,7 +237,7 @@ def _params(groups: Groups) -> list[Tensor]:
     return [param for group in groups for param in group["params"]]
 
 
-def _entries(groups: Groups, states: States) -> Iterator[Entry]:
+def _entries(groups: Groups, kinds: list[Kind], states: States) -> Iterator[Entry]:
     """Each parameter once that has a gradient or a state, with the state it needs."""
     found: dict[Tensor, tuple[str, int]] = {}
     for number, group in enumerate(groups):
@@ -241,7 +245,7 @@ def _entries(groups: Groups, states: States) -> Iterator[Entry]:
             if param not in found and (param.grad is not None or param in states):
                 found[param] = name_of(group, number, i), number
     new = [
-        (param, groups[number]["amsgrad"])
+        (param, kinds[number])
         for param, (_, number) in found.items()
         if not states.get(param) and is_dense_on_cpu(param)
     ]
@@ -251,12 +255,21 @@ def _entries(groups: Groups, states: States) -> Iterator[Entry]:
         if param.grad is not None:
             check_grad(param, param.grad, name)
         given = made[param] if param in made else states.get(param, {})
-        yield Entry(name, number, param, check_state(param, given, groups[number]["amsgrad"], name))
+        yield Entry(name, number, param, check_state(param, given, kinds[number], name))
 
 
-def _options(groups: Groups) -> list[tuple[bool, bool]]:
-    """What decides on which path and with which moments a group is stepped."""
-    return [(group["amsgrad"], group["differentiable"]) for group in groups]
+def _core_takes(param: Tensor, kind: Kind) -> bool:
+    """Whether a parameter is stepped where it lies."""
+    part = local(param)
+    if kind.differentiable or not is_dense_on_cpu(part):
+        return False
+    return part.is_contiguous() or not ordered(param, kind)
+
+
+def _is_of(group: dict[str, Any], kind: Kind) -> bool:
+    """Whether a group still has these formats, without checking them."""
+    found = group.get("moments", "float32"), group.get("master_bits"), group["amsgrad"]
+    return (*found, group["differentiable"]) == kind
 
 
 def _recorded(group: dict[str, Any]) -> bool:

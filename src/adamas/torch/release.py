@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .optimizer import Adam
 from .plan import Plan, name_of, ready
-from .state import State
+from .recode import State
 
 
 def step_in_backward(optimizer: Adam, accumulate: int = 1) -> BackwardStepper:

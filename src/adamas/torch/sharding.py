@@ -6,6 +6,7 @@ import sys
 from math import prod
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -80,3 +81,46 @@ def shards_of(tensor: Any) -> Shards | None:
     # Not is_shard(), which is false of the strided shards of FSDP over tensor parallelism.
     dims = tuple(i for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
     return Shards(tensor.device_mesh, dims) if dims else None
+
+
+def sharded_like(part: Tensor, param: Any) -> Tensor:
+    """A sharded tensor of these local parts, whose first dimensions are sharded as a parameter's.
+
+    Args:
+        part: of the parameter's local shape, with perhaps more dimensions behind.
+        param: a DTensor.
+    """
+    from torch.distributed.tensor import DTensor
+
+    shape = torch.Size([*param.shape, *part.shape[param.dim() :]])
+    stride = torch.empty(shape, device="meta").stride()
+    made: Tensor = DTensor.from_local(
+        part, param.device_mesh, param.placements, run_check=False, shape=shape, stride=stride
+    )
+    return made
+
+
+def place_in_whole(param: Any) -> tuple[int, int, int] | None:
+    """Where the local elements lie in the whole flattened tensor; None where that is all of it.
+
+    Returns:
+        ``offset``, ``run`` and ``stride``: local element k is number
+        ``offset + (k // run) * stride + k % run``.
+    """
+    if not is_sharded(param) or shards_of(param) is None:
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    sizes, starts = compute_local_shape_and_global_offset(
+        param.shape, param.device_mesh, param.placements
+    )
+    cut = [
+        i for i, (part, whole) in enumerate(zip(sizes, param.shape, strict=True)) if part != whole
+    ]
+    if not cut:
+        return None
+    last = cut[-1]
+    inner = prod(param.shape[last + 1 :])
+    strides = [prod(param.shape[i + 1 :]) for i in range(param.dim())]
+    offset = sum(start * stride for start, stride in zip(starts, strides, strict=True))
+    return offset, max(sizes[last] * inner, 1), param.shape[last] * inner

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .kinds import Kept, Kind
+from .kinds import kept as kept_beside
 from .layout import is_dense, lies_like
-from .sharding import alike, local, local_like
-
-State = dict[str, Any]  # step: int; exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq
+from .recode import State, format_of, recoded
+from .sharding import alike, is_sharded, local, local_like, sharded_like
 
 
 class Entry(NamedTuple):
@@ -23,47 +25,41 @@ class Entry(NamedTuple):
 
 
 _LAYOUTS = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
-_MOMENT_TYPES = {
-    torch.float64: torch.float64,
-    torch.complex128: torch.complex128,
-    torch.complex64: torch.complex64,
-    torch.complex32: torch.complex64,
-}
+# What a state may have of one format and not of another.
+_OF_FORMATS = ("exp_avg", "exp_avg_sq", "words", "scales", "remainder", "master")
 
 
-def moment_names(amsgrad: bool) -> tuple[str, ...]:
-    """The keys of a parameter's moments, in the order of the equation."""
-    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
+def zero_state(param: Tensor, kind: Kind) -> State:
+    """The state before the first step, its full moments laid out in memory as the parameter is."""
+    tensors = {key: _zeros(param, kept) for key, kept in kept_beside(param, kind).items()}
+    return {"step": 0} | tensors
 
 
-def moment_type(param: Tensor) -> torch.dtype:
-    """What a parameter's moments are kept in: float32 also for those of 16 bits."""
-    return _MOMENT_TYPES.get(param.dtype, torch.float32)
-
-
-def zero_moment(param: Tensor) -> Tensor:
-    """A moment before the first step, laid out in memory as the parameter is."""
-    return torch.zeros_like(param, dtype=moment_type(param), requires_grad=False)
-
-
-def zero_states(params: list[tuple[Tensor, bool]]) -> list[State]:
-    """The states of dense parameters before the first step, with AMSGrad's moment or without.
+def zero_states(params: list[tuple[Tensor, Kind]]) -> list[State]:
+    """The states of dense parameters, which are not sharded, before the first step.
 
     All the tensors are made before their memory, so that they lie side by side: each step looks at
     them, and a thousand of them strewn between their data take half as long again to look at.
     """
+    wanted = [kept_beside(param, kind) for param, kind in params]
     states: list[State] = [
         {"step": 0}
-        | {
-            key: torch.empty(0, dtype=moment_type(param), device=param.device)
-            for key in moment_names(amsgrad)
-        }
-        for param, amsgrad in params
+        | {key: torch.empty(0, dtype=k.dtype, device=param.device) for key, k in keys.items()}
+        for (param, _), keys in zip(params, wanted, strict=True)
     ]
-    for (param, amsgrad), state in zip(params, states, strict=True):
-        for key in moment_names(amsgrad):
-            state[key].resize_(param.numel()).as_strided_(param.size(), param.stride()).zero_()
+    for (param, _), keys, state in zip(params, wanted, states, strict=True):
+        for key, kept in keys.items():
+            like = kept.shape == tuple(param.shape)
+            strides = param.stride() if like else torch.empty(kept.shape, device="meta").stride()
+            state[key].resize_(math.prod(kept.shape)).as_strided_(kept.shape, strides).zero_()
     return states
+
+
+def _zeros(param: Tensor, kept: Kept) -> Tensor:
+    if kept.shape == tuple(local(param).shape):
+        return torch.zeros_like(param, dtype=kept.dtype, requires_grad=False)
+    part = torch.zeros(kept.shape, dtype=kept.dtype, device=param.device)
+    return sharded_like(part, param) if kept.sharded and is_sharded(param) else part
 
 
 def check_param(param: Tensor, name: str) -> None:
@@ -95,43 +91,67 @@ def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
         raise TypeError(f"the gradient of {name} is {grad.dtype}, but {name} is {param.dtype}")
 
 
-def check_state(param: Tensor, state: State, amsgrad: bool, name: str) -> State:
-    """A parameter's state as the step needs it: new if there was none, moments laid out like it.
+def check_state(param: Tensor, state: State, kind: Kind, name: str) -> State:
+    """A parameter's state as the step needs it: made, moved or turned into another format.
 
     Returns:
-        Another dictionary if anything had to be made or moved, else the same.
+        Another dictionary if anything had to be, else the same.
 
     Raises:
         ValueError: the state is of another parameter or another optimizer.
     """
     if not state:
-        return {"step": 0} | {key: zero_moment(param) for key in moment_names(amsgrad)}
-    checked = dict(state, step=whole_step(state.get("step"), name))
-    for key in moment_names(amsgrad):
-        moment = state.get(key)
-        if key == "max_exp_avg_sq" and moment is None:
-            moment = zero_moment(param)  # AMSGrad was switched on after the first steps
-        if not isinstance(moment, Tensor) or moment.shape != param.shape:
-            got = tuple(moment.shape) if isinstance(moment, Tensor) else type(moment).__name__
+        return zero_state(param, kind)
+    wanted = kept_beside(param, kind)
+    given = dict(state, step=whole_step(state.get("step"), name))
+    if format_of(param, given) != format_of(param, wanted):
+        given = recoded(param, given, kind, name)
+    checked = {key: value for key, value in given.items() if key not in _OF_FORMATS}
+    for key, kept in wanted.items():
+        value = given.get(key)
+        if key not in ("exp_avg", "exp_avg_sq", "words", "scales") and value is None:
+            # AMSGrad was switched on after the first steps; without the rest of a master weight
+            # the parameter is all there is of it.
+            value = _zeros(param, kept)
+        if key == "remainder" and isinstance(value, Tensor):
+            value = _resized(value, kept)
+        if not isinstance(value, Tensor) or tuple(local(value).shape) != kept.shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"the state of {name} must have {key} of shape {tuple(param.shape)}, got {got}: "
+                f"the state of {name} must have {key} of shape {kept.shape}, got {got}: "
                 "it is of another model or another optimizer"
             )
-        if not _fits(moment, param):
-            given, moment = local_like(moment, param), zero_moment(param)
-            local(moment).copy_(given)
-        checked[key] = moment
-    return state if all(state.get(key) is checked[key] for key in checked) else checked
+        if not _fits(value, param, kept):
+            source, value = value, _zeros(param, kept)
+            local(value).copy_(local_like(source, value))
+        checked[key] = value
+    same = state.keys() == checked.keys() and all(state[key] is checked[key] for key in checked)
+    return state if same else checked
 
 
-def _fits(moment: Tensor, param: Tensor) -> bool:
-    """Whether a moment lies where, and as, its parameter does."""
-    if moment.dtype != moment_type(param) or moment.device != param.device:
+def _fits(value: Tensor, param: Tensor, kept: Kept) -> bool:
+    """Whether a tensor of a state is of its dtype, and lies where, and as, it must."""
+    if value.dtype != kept.dtype or value.device != param.device:
         return False
-    if not alike(moment, param):
+    if kept.shape != tuple(local(param).shape):
+        return (
+            is_sharded(value) == (kept.sharded and is_sharded(param))
+            and local(value).is_contiguous()
+        )
+    if not alike(value, param):
         return False
-    moment, param = local(moment), local(param)
-    return lies_like(moment, param) or not is_dense(param)
+    value, param = local(value), local(param)
+    return lies_like(value, param) or not is_dense(param)
+
+
+def _resized(remainder: Tensor, kept: Kept) -> Tensor:
+    """A master weight's remainder with the bytes that are wanted: the first, or zeros added."""
+    part = local(remainder)
+    if part.dim() == len(kept.shape) + 1:
+        return part[..., 1]
+    if part.dim() == len(kept.shape) - 1:
+        return torch.stack([torch.zeros_like(part), part], -1)
+    return remainder
 
 
 def whole_step(step: object, name: str) -> int:

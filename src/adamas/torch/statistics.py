@@ -15,8 +15,9 @@ from ..equations import adam
 from ..hyper import Hyper
 from ..text import aligned
 from .plain import real
+from .recode import State, decoded, trained
 from .sharding import local, shards_of
-from .state import Entry, State
+from .state import Entry
 
 _SUMS = 5  # the first of native.step's measures; then a maximum, then a count
 _HEADINGS = (
@@ -103,8 +104,8 @@ def columns_of(entry: Entry, grad: Tensor | None, before: Tensor) -> NDArray[np.
         grad: the part of the gradient that this process holds, unscaled; None if it is gone.
         before: that part of the parameter before the step, as real numbers.
     """
-    m, v = (real(local(entry.state[key])) for key in ("exp_avg", "exp_avg_sq"))
-    before, after = real(before), real(local(entry.param).detach())
+    m, v = map(real, decoded(entry.param, entry.state))
+    before, after = real(before), real(trained(entry.param, entry.state))
     update = before.double() - after.double()
     sums = [float(tensor.double().square().sum()) for tensor in (m, v, update, after)]
     known = math.nan if grad is None else float(real(grad).double().square().sum())
@@ -122,12 +123,13 @@ def weights_before(entry: Entry, hyper: Hyper) -> Tensor:
     """
     c = hyper.coefficients(entry.state["step"], "float64")
     still = {"beta1": 1.0, "one_minus_beta1": 0.0, "beta2": 1.0, "one_minus_beta2": 0.0}
-    root = "max_exp_avg_sq" if hyper.amsgrad else "exp_avg_sq"
-    m, v = (real(local(entry.state[key])).double() for key in ("exp_avg", root))
+    m, v = decoded(entry.param, entry.state)
+    v = local(entry.state["max_exp_avg_sq"]) if hyper.amsgrad else v
+    m, v = real(m).double(), real(v).double()
     zero = torch.zeros_like(m)
     without_decay = c._replace(decay=0.0, **still)
     moved, *_ = adam(zero, zero, m, v, None, without_decay, torch.sqrt, torch.maximum)
-    after = real(local(entry.param).detach()).double()
+    after = real(trained(entry.param, entry.state)).double()
     before: Tensor = (after - moved) / (1 - c.decay)
     return before
 

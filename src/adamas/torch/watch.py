@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import native
 from .layout import sizes_and_strides
+from .recode import State
 from .sharding import alike, dtensor, local
-from .state import State
 
 
 class Watch(Protocol):

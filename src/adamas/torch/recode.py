@@ -1,0 +1,113 @@
+"""States of one moment format turned into another's, by the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import formats
+from .kinds import Kind
+from .sharding import is_sharded, local, sharded_like
+
+State = dict[str, Any]  # step: int; and the tensors of ``kinds.kept``
+
+_CHUNK = 1 << 22  # elements at a time, a multiple of a group, so that little memory is needed
+
+
+def format_of(param: Tensor, state: Mapping[str, Any]) -> str:
+    """The codec of a state's moments, or "float32" where each is kept by itself."""
+    if "words" not in state:
+        return "float32"
+    part = local(param)
+    wide = len(local(state["words"]).shape) > part.dim() + part.is_complex()
+    return "int8" if wide else "int4"
+
+
+def decoded(param: Tensor, state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The moments that this process holds, as numbers of the parameter's shape.
+
+    Complex parameters' are complex.
+    """
+    if "words" not in state:
+        return local(state["exp_avg"]), local(state["exp_avg_sq"])
+    codec = formats.CODECS[format_of(param, state)]
+    words = _bytes(local(state["words"])).view(f"<u{codec.bits // 4}")
+    scales = _halves(state["scales"])
+    part = local(param)
+    shape = (*part.shape, 2) if part.is_complex() else part.shape
+    m, v = np.zeros(words.size, np.float32), np.zeros(words.size, np.float32)
+    for at, groups in _chunks(words.size):
+        m[at], v[at] = codec.decode(words[at], scales[groups])
+    found = [torch.from_numpy(x).reshape(shape).to(part.device) for x in (m, v)]
+    first, second = (torch.view_as_complex(x) if part.is_complex() else x for x in found)
+    return first, second
+
+
+def trained(param: Tensor, state: Mapping[str, Any]) -> Tensor:
+    """The weights that are trained, as far as this process holds them: masters where there are."""
+    part = local(param).detach()
+    if "master" in state:
+        whole = local(state["master"])
+        return torch.where(whole.to(part.dtype) == part, whole, part.to(whole.dtype))
+    if "remainder" not in state:
+        return part
+    rest = _bytes(local(state["remainder"]))
+    wide = local(state["remainder"]).dim() > part.dim()
+    halves = part.cpu().contiguous().view(torch.int16).numpy().view(np.uint16).reshape(-1)
+    joined = formats.join(halves, rest.view("<u2") if wide else rest)
+    return torch.from_numpy(joined).reshape(part.shape).to(part.device)
+
+
+def recoded(param: Tensor, state: State, kind: Kind, name: str) -> State:
+    """The state with its moments in a group's format, as near as that can be.
+
+    Raises:
+        ValueError: the state has no moments.
+    """
+    if "words" not in state and not all(isinstance(state.get(k), Tensor) for k in _FULL):
+        return state  # which lacks what the caller will name
+    moments = decoded(param, state)
+    rest = {k: v for k, v in state.items() if k not in (*_FULL, "words", "scales")}
+    if kind.moments not in formats.CODECS:
+        kept = dict(zip(_FULL, moments, strict=True))
+        if is_sharded(param):
+            kept = {key: sharded_like(value, param) for key, value in kept.items()}
+        return rest | kept
+    codec = formats.CODECS[kind.moments]
+    real = [torch.view_as_real(x) if x.is_complex() else x for x in moments]
+    m, v = (x.detach().float().cpu().contiguous().numpy().reshape(-1) for x in real)
+    if m.size != local(param).numel() * (1 + param.is_complex()):
+        raise ValueError(f"the state of {name} has moments of another shape than its parameter")
+    words = np.zeros(m.size, codec.dtype)
+    scales = np.zeros((-(-m.size // formats.GROUP), formats.SCALES), np.uint16)
+    for at, groups in _chunks(m.size):
+        index = np.arange(at.start, at.start + words[at].size, dtype=np.uint32)
+        active = np.ones(index.size, np.bool_)
+        words[at], scales[groups] = codec.encode(m[at], v[at], active, index, state["step"])
+    shape = (*real[0].shape, 2) if codec.bits == 8 else real[0].shape
+    stored = torch.from_numpy(words.view(np.uint8)).reshape(shape).to(param.device)
+    of_groups = torch.from_numpy(scales.view(np.int16)).view(torch.bfloat16).to(param.device)
+    wrapped = sharded_like(stored, param) if is_sharded(param) else stored
+    return rest | {"words": wrapped, "scales": of_groups}
+
+
+_FULL = ("exp_avg", "exp_avg_sq")
+
+
+def _chunks(size: int) -> Iterator[tuple[slice, slice]]:
+    """Elements, and their groups."""
+    for start in range(0, size, _CHUNK):
+        first = start // formats.GROUP
+        yield slice(start, start + _CHUNK), slice(first, first + _CHUNK // formats.GROUP)
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).numpy()
+
+
+def _halves(scales: Tensor) -> Any:
+    return scales.detach().cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
