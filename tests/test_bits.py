@@ -65,6 +65,34 @@ def run_torch(case: Case, plain: bool) -> Results:
     ]
 
 
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """Of an array's memory; uint16 is of bfloat16's bits."""
+    if array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def run_torch_formats(case: Case) -> Results:
+    params = [torch.nn.Parameter(tensor(p)) for p in case.params()]
+    rule = adamas.torch.AdamW if case.hyper.decoupled_weight_decay else adamas.torch.Adam
+    formats = {"moments": case.moments, "master_bits": case.master_bits}
+    optimizer = rule(params, **options(case), **formats)
+    for grads in case.grads():
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = torch.zeros_like(param)
+            param.grad.data = tensor(grad)  # torch would refuse one of another type
+        optimizer.step()
+    results = []
+    for (_, state), p in zip(case.initial(), params, strict=True):
+        for key in state.keys() - {"step"}:
+            value = optimizer.state[p][key].flatten()
+            flat = torch.empty(value.shape, dtype=value.dtype).copy_(value)  # of stride 1
+            state[key] = flat.view(torch.uint8).numpy().view(state[key].dtype)
+        kept = p.detach().view(torch.int16).numpy().view(np.uint16) if p.itemsize == 2 else None
+        results.append((p.detach().numpy() if kept is None else kept, state))
+    return results
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 class TestHashes:
     """Each backend on each case."""
@@ -96,6 +124,9 @@ class TestFormats:
     @pytest.mark.parametrize("isa", native.isas())
     def test_core(self, case: Case, isa: str, threads: int, grain: int) -> None:
         assert digest(run_core(case, isa, threads, grain)) == KEPT[case.name]
+
+    def test_torch(self, case: Case) -> None:
+        assert digest(run_torch_formats(case)) == KEPT[case.name]
 
 
 def test_the_cases_differ() -> None:

@@ -28,9 +28,11 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
         "zero_redundancy",
         "save_checkpoint",
         "load_checkpoint",
+        "save_compact_checkpoint",
+        "load_compact_checkpoint",
     ],
-    4: ["fsdp2", "fsdp2_clipping", "two_dimensions", "load_checkpoint"],
-    1: ["fsdp2", "load_checkpoint"],
+    4: ["fsdp2", "fsdp2_clipping", "two_dimensions", "load_checkpoint", "load_compact_checkpoint"],
+    1: ["fsdp2", "load_checkpoint", "load_compact_checkpoint"],
 }
 WORKERS = Path(__file__).parent / "workers.py"
 

@@ -324,6 +324,59 @@ def load_checkpoint(folder: Path) -> None:
         same(model, twin, one, other)
 
 
+def compact(moments: str) -> tuple[nn.Module, Adam]:
+    """A model in shards of whole groups, and others that no group fits; some weights in 16 bits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 9), nn.Linear(9, 11), nn.Linear(11, 128).bfloat16())
+    fully_shard(model[0])
+    fully_shard(model[1:])
+    return model, AdamW(model.parameters(), lr=0.05, moments=moments, master_bits=24)
+
+
+def give_own_grads(model: nn.Module, step: int) -> None:
+    for number, p in enumerate(model.parameters()):
+        torch.manual_seed(1000 * step + number)
+        grad = torch.randn(p.shape).to(p.dtype)
+        p.grad = None
+        p.full_tensor().backward(grad)
+
+
+def save_compact_checkpoint(folder: Path) -> None:
+    """And where the run goes on to from there."""
+    for moments in ("bfloat16", "int8", "int4"):
+        model, optimizer = compact(moments)
+        for step in range(9):
+            give_own_grads(model, step)
+            optimizer.step()
+            if step == 5:
+                saved = as_saved(model, optimizer, flat=False)
+                save(saved, checkpoint_id=folder / moments)
+        final = [whole(p.detach()) for p in model.parameters()]
+        if dist.get_rank() == 0:
+            torch.save(final, folder / f"{moments}.pt")
+    dist.barrier()
+
+
+def load_compact_checkpoint(folder: Path) -> None:
+    """The same bits in as many processes as have saved it, else within the codec's precision."""
+    for moments, near in (("bfloat16", 0.02), ("int8", 0.03), ("int4", 0.3)):
+        model, optimizer = compact(moments)
+        found = as_saved(model, optimizer, flat=False)
+        load(found, checkpoint_id=folder / moments)
+        set_model_state_dict(model, found["model"])
+        set_optimizer_state_dict(model, optimizer, found["optimizer"])
+        before = [whole(p.detach()).clone() for p in model.parameters()]
+        for step in range(6, 9):
+            give_own_grads(model, step)
+            optimizer.step()
+        expected = torch.load(folder / f"{moments}.pt")
+        for p, old, new in zip(model.parameters(), before, expected, strict=True):
+            if dist.get_world_size() == 2 or p.shape[1:] == (64,):
+                assert torch.equal(whole(p.detach()), new), moments
+            moved = (new.float() - old.float()).norm()
+            assert (whole(p.detach()).float() - new.float()).norm() <= near * moved, moments
+
+
 def main(rank: int, world: int, folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store-{world}"

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 StateDict = dict[str, Any]
 
-_APART = ("params", "param_names", "format")
+# What a load leaves as a group has it; the formats, since they say how an optimizer keeps its
+# states, not what these are.
+_APART = ("params", "param_names", "moments", "master_bits", "format")
 
 # Wrappers of a model put these into its parameters' names.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}

@@ -270,7 +270,9 @@ class Adam(Optimizer):
     ) -> Match:
         """Takes over the states and groups of adamas's or torch.optim's Adam or AdamW.
 
-        Parameters are matched by name where both sides know the names, else by position.
+        Parameters are matched by name where both sides know the names, else by position. States of
+        other formats are turned into those of this optimizer's groups, which keep their ``moments``
+        and ``master_bits``; those of the same are taken byte for byte.
 
         Args:
             state_dict: what ``state_dict()`` gave; it is copied. Other optimizers' goes through

@@ -24,11 +24,11 @@ def shard(param: Any, scales: Tensor) -> Tensor:
     if _by_rows(param):
         from torch.distributed.tensor import DTensor
 
-        width = param.shape[1:].numel() // formats.GROUP
+        own, width = (each.shape[1:].numel() // formats.GROUP for each in (part, param))
         shape = torch.Size([param.shape[0], width, formats.SCALES])
         stride = (width * formats.SCALES, formats.SCALES, 1)
         rows: Tensor = DTensor.from_local(
-            scales.view(part.shape[0], -1, formats.SCALES),
+            scales.view(part.shape[0], own, formats.SCALES),
             param.device_mesh,
             param.placements,
             run_check=False,
@@ -49,10 +49,11 @@ def gather(param: Tensor, state: State) -> State:
     part = local(param)
     if is_sharded(param):
         words = sharded_like(local_like(words, param), param)
-        scales = local_like(scales, param) if scales.dim() > 2 else local(scales)
+        own = scales.dim() == 2 and scales.shape != (*param.shape, formats.SCALES)
+        scales = scales if own and not is_sharded(scales) else local_like(scales, param)
     else:
         words, scales = local_like(words, param), local_like(scales, param)
-    if scales.shape != (*part.shape, formats.SCALES) or scales.dim() == 2:
+    if scales.shape != (*part.shape, formats.SCALES):
         return state | {"words": words, "scales": scales.reshape(-1, formats.SCALES).contiguous()}
     each = scales.reshape(-1, formats.SCALES).contiguous().view(torch.int16).numpy().view(np.uint16)
     padded = np.pad(each, ((0, -len(each) % formats.GROUP), (0, 0)), "edge")
@@ -91,4 +92,4 @@ def _by_rows(param: Any) -> bool:
     whole, own = param.shape[1:].numel(), part.shape[1:].numel()
     if own == whole:
         return own > 0 and own % formats.GROUP == 0
-    return param.dim() == 2 and own > 0 and not (own % formats.GROUP or whole % formats.GROUP)
+    return param.dim() == 2 and whole > 0 and not (own % formats.GROUP or whole % formats.GROUP)
