@@ -47,8 +47,9 @@ class Codec(NamedTuple):
     """Both moments of an element in one word of two codes, by groups of 64 with three scales.
 
     - v is on a grid that is uniform in the bit pattern of float32, so close to logarithmic, from
-      the group's smallest positive value to its largest, both rounded outward to 16 bits. Code 0 is
-      zero. The first dither decides between neighbours.
+      the group's smallest positive value to its largest, both rounded outward, to 16 bits or, at 8
+      bits a code, to 12, so that the grid seldom moves. Code 0 is zero. The first dither decides
+      between neighbours.
     - m is kept as ``u = m / frame``, where frame is the power of two next to sqrt(v) as stored: an
       update can never be blown up by the error of v. u is on a grid up to the group's largest |u|,
       linear at 8 bits and with levels ``k * (k + 6)`` at 4, and is rounded to nearest; where the
@@ -64,6 +65,11 @@ class Codec(NamedTuple):
     def dtype(self) -> type[np.unsignedinteger[Any]]:
         """Of the words."""
         return np.uint16 if self.bits == 8 else np.uint8
+
+    @property
+    def edge(self) -> int:
+        """The bits of float32 that the ends of v's grid have none of."""
+        return 20 if self.bits == 8 else 16
 
     @property
     def levels(self) -> int:
@@ -97,8 +103,9 @@ class Codec(NamedTuple):
         )
         b = _groups(np.minimum(v.view(np.uint32), _LARGEST).astype(np.int32))
         positive = b > 0
-        low = np.where(positive, b, _LARGEST).min(1, keepdims=True) >> 16
-        high = (b.max(1, keepdims=True) + 0xFFFF) >> 16
+        edge = (1 << self.edge) - 1
+        low = (np.where(positive, b, _LARGEST).min(1, keepdims=True) & ~edge) >> 16
+        high = np.minimum(b.max(1, keepdims=True) + edge & ~edge, _LARGEST) >> 16
         low = np.where(high > 0, low, 0)
         quantum = self._quantum(low, high)
         # A little less than 2^16 levels to a quantum, so that rounding leaves the last code alone.

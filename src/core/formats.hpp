@@ -104,6 +104,7 @@ struct Codec {
   using Word = typename WordOf<bits>::type;
   static constexpr std::int32_t levels = (1 << bits) - 1, largest = bits == 8 ? 127 : 7 * (7 + 6),
                                 mask = (1 << bits) - 1;
+  static constexpr std::int32_t edge = (1 << (bits == 8 ? 20 : 16)) - 1;
   static constexpr float settle = bits == 8 ? 0.5f : 0.625f;
 
   static std::int32_t quantum(std::int32_t low, std::int32_t high) {
@@ -151,8 +152,8 @@ struct Codec {
     float inverse_step[most_groups], inverse[most_groups];
     alignas(64) float u[block];
     for (int i = 0; i < groups; ++i) {
-      const std::int32_t high = ((spans[i].highest + 0xffff) >> 16) << 16;
-      low[i] = static_cast<std::int32_t>((spans[i].smallest_less_one + 1) & 0xffff0000);
+      const std::int32_t high = least((spans[i].highest + edge) & ~edge, largest_bits);
+      low[i] = static_cast<std::int32_t>(spans[i].smallest_less_one + 1) & ~edge;
       step[i] = quantum(low[i], high);
       inverse_step[i] = 65535.0f / static_cast<float>(step[i]);
       scales[3 * i] = static_cast<std::uint16_t>(low[i] >> 16);

@@ -186,3 +186,173 @@ def _set_grad(param: nn.Parameter, grad: Tensor) -> None:
     """Whatever its type; torch checks what is assigned, not what a tensor becomes."""
     param.grad = torch.zeros_like(param)
     param.grad.data = grad
+
+
+def test_formats_by_group() -> None:
+    """REGRESSIONS 30: each group keeps its own, also one that is added."""
+    params = made()
+    optimizer = Adam([{"params": params[:2], "moments": "int4"}, {"params": params[2:4]}])
+    optimizer.add_param_group({"params": params[4:], "moments": "bfloat16"})
+    run(optimizer, range(2))
+    keys = [set(optimizer.state[p]) for p in params]
+    coded, full = {"step", "words", "scales"}, {"step", "exp_avg", "exp_avg_sq"}
+    assert keys == [coded, coded, full, full, full, full]
+    types = [optimizer.state[p]["exp_avg"].dtype for p in params[2:]]
+    assert types == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+def test_a_group_that_changes_its_format_is_turned_into_it() -> None:
+    changed, straight = Adam(made()), Adam(made(), moments="int8")
+    run(changed, range(3))
+    changed.param_groups[0]["moments"] = "int8"
+    run(changed, range(3, 6))
+    run(straight, range(6))
+    for p, q in zip(*(o.param_groups[0]["params"] for o in (changed, straight)), strict=True):
+        assert set(changed.state[p]) == {"step", "words", "scales"}
+        assert torch.allclose(p, q, atol=3e-4)
+
+
+@pytest.mark.parametrize("moments", ["int8", "int4"])
+def test_row_28_an_inactive_weight_stays(moments: str) -> None:
+    """REGRESSIONS 28: where v is zero so is m, and a gradient that stops lets m decay."""
+    p = nn.Parameter(torch.ones(192))
+    optimizer = Adam([p], lr=0.01, betas=(0.9, 0.99), moments=moments)
+    exact = nn.Parameter(torch.ones(192))
+    beside = Adam([exact], lr=0.01, betas=(0.9, 0.99))
+    for t in range(300):
+        grad = torch.randn(192, generator=torch.Generator().manual_seed(t))
+        grad[:64] = 0  # never touched
+        grad[64:128:2] = grad[64:128:2] if t < 100 else 0.0  # among others that go on
+        grad[128:] = grad[128:] if t < 100 else 0.0  # a group that stops
+        p.grad = exact.grad = grad
+        optimizer.step()
+        beside.step()
+        if t == 120:
+            before, expected = p.detach().clone(), exact.detach().clone()
+    m, v = decoded(p, optimizer.state[p])
+    assert p[:64].tolist() == [1.0] * 64
+    assert not m[:64].any()
+    assert not v[:64].any()
+    for part in (slice(64, 128, 2), slice(128, 192)):
+        drift = (p.detach() - before - (exact.detach() - expected))[part].abs()
+        assert drift.max() < 0.01 * {"int8": 0.5, "int4": 8}[moments]
+
+
+@pytest.mark.parametrize(("moments", "near"), [("bfloat16", 0.1), ("int8", 0.15), ("int4", 0.5)])
+def test_row_33_the_second_moment_is_not_frozen(moments: str, near: float) -> None:
+    """REGRESSIONS 33: v at 1, then gradients 100 times smaller; one of each group stays large."""
+    p = nn.Parameter(torch.zeros(640))
+    optimizer = Adam([p], lr=0.0, betas=(0.9, 0.999), moments=moments)
+    grad = torch.ones(640)
+    for t in range(3500):
+        grad.fill_(1.0 if t < 500 else 0.01)[::64] = 1.0
+        p.grad = grad
+        optimizer.step()
+    _, v = decoded(p, optimizer.state[p])
+    small = torch.ones(640, dtype=torch.bool)
+    small[::64] = False
+    exact = (0.999**3000 * (1 - 0.999**500) + 1e-4 * (1 - 0.999**3000)) ** 0.5
+    assert abs(v[small].float().sqrt().mean() / exact - 1) < near
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each_format
+def test_row_10_steps_are_counted_beyond_16_bits(moments: str, dtype: torch.dtype) -> None:
+    """REGRESSIONS 10: whatever the type of weights and moments."""
+    p = nn.Parameter(torch.ones(3, dtype=dtype))
+    optimizer = Adam([p], moments=moments)
+    p.grad = torch.ones(3, dtype=dtype)
+    optimizer.step()
+    optimizer.state[p]["step"] = 70_000
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 70_001
+    assert optimizer.state_dict()["state"][0]["step"] == 70_001
+
+
+@pytest.mark.parametrize("moments", ["int8", "int4"])
+def test_a_group_with_nan_is_told(moments: str) -> None:
+    """It goes on as NaN, as exact Adam does, and no other group does."""
+    p = nn.Parameter(torch.ones(200))
+    optimizer = Adam([p], moments=moments)
+    for t in range(3):
+        p.grad = torch.ones(200)
+        p.grad[70] = torch.nan if t == 0 else 1.0
+        optimizer.step()
+    assert p.isnan().nonzero().flatten().tolist() == list(range(64, 128))
+
+
+BAD: list[tuple[dict[str, Any], torch.dtype, str]] = [
+    ({"moments": "int3"}, torch.float32, "moments must be one of float32, bfloat16, int8, int4"),
+    ({"moments": None}, torch.float32, "moments must be one of"),
+    ({"moments": "int8"}, torch.float64, "moments must be 'float32' for parameters of float64"),
+    ({"moments": "int8", "differentiable": True}, torch.float32, "rounding has no derivative"),
+    ({"master_bits": 12}, torch.bfloat16, "master_bits must be one of 32, 24, 16"),
+    ({"master_bits": 24}, torch.float16, "master_bits=24 needs bfloat16 parameters"),
+]
+
+
+@pytest.mark.parametrize(("options", "dtype", "message"), BAD)
+def test_formats_that_cannot_be(options: dict[str, Any], dtype: torch.dtype, message: str) -> None:
+    p = nn.Parameter(torch.ones(3, dtype=dtype))
+    with pytest.raises(ValueError, match=message):
+        Adam([p], **options)
+    optimizer = Adam([nn.Parameter(torch.ones(1))])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [p], **options})
+    assert len(optimizer.param_groups) == 1
+
+
+DAMAGE: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("low above high", lambda s: _with(s, "scales", 0, 9.0), "impossible scales, number 1"),
+    ("an infinite v", lambda s: _with(s, "scales", 1, float("inf")), "impossible scales"),
+    ("an infinite scale", lambda s: _with(s, "scales", 2, float("inf")), "impossible scales"),
+    ("a negative scale", lambda s: _with(s, "scales", 2, -1.0), "impossible scales"),
+    ("other sizes", lambda s: s | {"scales": s["scales"][:1]}, "scales of shape"),
+    ("words of another size", lambda s: s | {"words": s["words"][:5]}, "words of shape"),
+    ("words of another type", lambda s: s | {"words": s["words"].int()}, "words of torch.uint8"),
+    ("no scales", lambda s: {k: v for k, v in s.items() if k != "scales"}, "lacks scales"),
+]
+
+
+def _with(state: dict[str, Any], key: str, column: int, value: float) -> dict[str, Any]:
+    scales = state[key].clone()
+    scales[1, column] = value
+    return state | {key: scales}
+
+
+@pytest.mark.parametrize(("damage", "message"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
+@pytest.mark.parametrize("moments", ["int8", "int4"])
+def test_a_damaged_checkpoint_changes_nothing(
+    damage: Callable[[Any], Any], message: str, moments: str
+) -> None:
+    params = [nn.Parameter(torch.ones(100)), nn.Parameter(torch.ones(130))]
+    optimizer = Adam(params, moments=moments)
+    run(optimizer, range(2))
+    saved, before = copy.deepcopy(optimizer.state_dict()), bits(optimizer)
+    saved["state"][1] = damage(saved["state"][1])
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    assert bits(optimizer) == before
+
+
+def test_a_newer_checkpoint_is_refused() -> None:
+    optimizer = Adam(made(), moments="int8")
+    saved = optimizer.state_dict()
+    assert saved["param_groups"][0]["format"] == formats.VERSION
+    saved["param_groups"][0]["format"] += 1
+    with pytest.raises(ValueError, match="of format version 2, and this adamas reads version 1"):
+        optimizer.load_state_dict(saved)
+
+
+@compact
+def test_a_checkpoint_is_as_small_as_the_state(moments: str) -> None:
+    sizes = []
+    for each in ("float32", moments):
+        p = nn.Parameter(torch.ones(64_000))
+        optimizer = Adam([p], moments=each)
+        p.grad = torch.ones(64_000)
+        optimizer.step()
+        buffer = io.BytesIO()
+        torch.save(optimizer.state_dict(), buffer)
+        sizes.append(buffer.tell())
+    assert sizes[1] < {"bfloat16": 0.51, "int8": 0.27, "int4": 0.15}[moments] * sizes[0]

@@ -119,7 +119,7 @@ class Adam(Optimizer):
         }
         # Only where they are not the default: then groups are torch.optim's to the last key.
         given: dict[str, Any] = {"moments": moments, "master_bits": master_bits}
-        defaults.update({k: v for k, v in given.items() if v not in ("float32", None)})
+        defaults.update({k: v for k, v in given.items() if v != _DEFAULT_FORMATS[k]})
         hyper_of(defaults)
         kind_of(defaults)
         super().__init__(params, defaults)
@@ -380,6 +380,8 @@ class AdamW(Adam):
         """As ``Adam.complete_group``; the decay stays decoupled, wherever the group is from."""
         return super().complete_group(group | {"decoupled_weight_decay": True})
 
+
+_DEFAULT_FORMATS = {"moments": "float32", "master_bits": None}
 
 # Attributes beyond torch.optim's, and their values where a pickled optimizer lacks them.
 _OWN: dict[str, Any] = {
