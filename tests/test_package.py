@@ -16,7 +16,7 @@ import adamas.torch
 ROOT = Path(adamas.__file__).parent
 # Each may import those before it, of the package's own modules.
 ALONE = ["equations", "hyper", "formats", "memory", "norm", "interrupts", "text"]
-ORDER = [*ALONE, "reference", "native", "arrays", "torch", "lab", "cli"]
+ORDER = [*ALONE, "footprint", "reference", "native", "arrays", "torch", "lab", "cli"]
 HEAVY = {"torch", "sklearn", "pandas", "rich", "typer", "plotly", "safetensors", "scipy"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
