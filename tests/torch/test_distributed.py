@@ -17,6 +17,7 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
         "fsdp2",
         "fsdp2_clipping",
         "fsdp2_statistics",
+        "fsdp2_memory",
         "a_norm_in_doubt",
         "fsdp2_training",
         "fsdp2_in_backward",

@@ -118,6 +118,20 @@ def fsdp2_clipping() -> None:
         follow(sharded(dtype), Model(dtype), Adam, max_grad_norm=0.7, skip_nonfinite=True)
 
 
+def fsdp2_memory() -> None:
+    """What each process holds; together it is the whole."""
+    model, twin = sharded(), Model()
+    one, other = AdamW(model.parameters(), **OPTIONS), AdamW(twin.parameters(), **OPTIONS)
+    give_grads(model, twin, 1)
+    one.step()
+    other.step()
+    held = torch.tensor(one.memory().total[1:])
+    parts = [p.to_local().numel() for p in model.parameters()]
+    assert held[:2].tolist() == [sum(parts), 4 * sum(parts)]
+    dist.all_reduce(held)
+    assert held.tolist() == list(other.memory().total[1:])
+
+
 def a_norm_in_doubt() -> None:
     """Where the estimate cannot round the norm, all processes go on to the exact sum."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))

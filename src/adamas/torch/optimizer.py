@@ -13,6 +13,7 @@ from torch.optim import optimizer as _torch
 
 from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
+from .footprint import Memory
 from .hyperparameters import hyper_of
 from .kinds import kept, kind_of
 from .plan import Plan, held, ready
@@ -235,6 +236,15 @@ class Adam(Optimizer):
             raise ValueError("there are no statistics before the first step: call step() first")
         groups = self.param_groups
         return Statistics(held(self._plan, groups, self.state).recall(groups))
+
+    def memory(self) -> Memory:
+        """The bytes that this process holds now, by group: weights, gradients, Adam's state.
+
+        Returns:
+            ``groups`` and ``total``; ``print`` shows a table. Gradients count while they are there,
+            the state from a parameter's first step on.
+        """
+        return Memory(self.param_groups, self.state)
 
     def _factors(self, plan: Plan) -> tuple[float, float] | None:
         """What unscales and what clips the gradients of a step, None if it is to be skipped."""
