@@ -207,6 +207,44 @@ def convert(
 
 
 @app.command()
+def memory(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A parameter count (124M, 7B, 1e9), a .safetensors file, a state dictionary of "
+            "torch.save, or a run's folder."
+        ),
+    ],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16.  [default: the model's; of a count, float32]"
+        ),
+    ] = None,
+    gradients: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16.  [default: as the weights]"),
+    ] = None,
+    master_bits: Annotated[
+        int | None, typer.Option(help="Of 16-bit weights: 32, 24 or 16.  [default: 32]")
+    ] = None,
+    amsgrad: Annotated[bool, typer.Option("--amsgrad", help="Keep its moment too.")] = False,
+    key: Annotated[
+        str | None, typer.Option(help="Under which key the file has the model's state.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print bytes, as JSON.")] = False,
+) -> None:
+    """Show what Adam keeps in memory to train a model, by format, and what fits here."""
+    from .memory import measure
+
+    measured = measure(model, weights, gradients, master_bits, amsgrad, key)
+    if as_json:
+        typer.echo(measured.to_json())
+    else:
+        measured.print()
+
+
+@app.command()
 def bench(
     shapes: Annotated[
         list[str] | None, typer.Option("--shape", help="A workload; may be repeated.")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -43,9 +44,9 @@ def convert_file(
         UserError: a file cannot be read or written, or its state cannot be converted; then nothing
             was written.
     """
-    content = _load(source)
+    content = load(source)
     place, state_dict = _find(content, source, key)
-    target = _find(_load(like), like, key)[1] if like else None
+    target = _find(load(like), like, key)[1] if like else None
     try:
         converted, report = convert_state_dict(
             state_dict,
@@ -66,11 +67,21 @@ def convert_file(
     return report
 
 
-def _load(path: Path) -> Any:
-    """A file of ``torch.save``, of which no code is run."""
+def load(path: Path, mmap: bool = False) -> Any:
+    """A file of ``torch.save``, of which no code is run.
+
+    Args:
+        path: the file.
+        mmap: read tensors only when they are looked at, where the file allows it: old ones do not.
+
+    Raises:
+        UserError: it is not there, damaged, or holds more than tensors and plain values.
+    """
     try:
         with torch.serialization.safe_globals(stand_ins()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=mmap and is_zipfile(path)
+            )
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: check the name") from None
     except pickle.UnpicklingError as error:
