@@ -169,7 +169,14 @@ def test_bars_take_the_figures_of_their_workloads() -> None:
         return Timing(key, key, "", milliseconds=milliseconds, ratio_fused=fused, ratio_limit=0.9)
 
     results = [
-        result("124m", a=timing("adamas", 1, 0.7)),
+        result(
+            "124m",
+            a=timing("adamas", 1, 0.7),
+            b=timing("adamas-int8", 2, 0.6),
+            c=timing("adamas-int4", 1, 0.5),
+            d=timing("adamas-lean", 1, 0.4),
+            e=timing("bitsandbytes", 60),
+        ),
         result("1000x3500", a=timing("adamas", 1, 0.15)),
         result("100x100", a=timing("adamas", 1, 0.05)),
         result(
@@ -184,7 +191,9 @@ def test_bars_take_the_figures_of_their_workloads() -> None:
         for layout in ("one tensor", "tensors of 3500")
     )
     found = bars(results, Scaling(series, 1.0, 28))
-    assert [bar.value for bar in found] == pytest.approx([0.7, 0.9, 0.15, 0.05, 16, 1, 1])
+    assert [bar.value for bar in found] == pytest.approx(
+        [0.7, 0.9, 0.15, 0.05, 16, 0.6, 0.5, 0.4, 30, 1, 1]
+    )
     assert all(bar.holds for bar in found)
     assert all(bar.holds is None for bar in bars([], None))
 
@@ -209,6 +218,12 @@ def test_number(value: float | None, text: str) -> None:
 def test_contender_computes_adamw(key: str, dtype: str) -> None:
     """Everything that a plain installation has takes part."""
     assert probe(CONTENDERS[key], dtype) is None
+
+
+@pytest.mark.parametrize("key", ["bfloat16", "int8", "int4", "lean"])
+def test_compact_contender_computes_adamw(key: str) -> None:
+    """To its precision, in float32."""
+    assert probe(CONTENDERS[f"adamas-{key}"], "float32") is None
 
 
 def test_probe_gives_the_first_line_of_the_reason() -> None:
@@ -356,7 +371,7 @@ def test_run_writes_json(report: Run) -> None:
     assert content["results"][0]["parameters"] == 20
     assert [t["key"] for t in content["results"][0]["timings"]][-1] == "broken"
     assert content["not_installed"] == ["missing"]
-    assert len(content["bars"]) == 7
+    assert len(content["bars"]) == 11
     assert not found.holds
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..footprint import Line, added_up, cells
 from ..text import aligned
+from .recode import State
 from .sharding import local
-from .state import State
 
 _MASTERS = ("master", "remainder")
 

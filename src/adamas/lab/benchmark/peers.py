@@ -33,7 +33,6 @@ BETAS = (BETA1, BETA2)
 
 _PROBE_SHAPES: tuple[Shape, ...] = ((8192,), (64, 33), (7,))
 _PROBE_STEPS = 3
-_PROBE_TOLERANCE = 0.05
 
 
 class Problem:
@@ -101,6 +100,8 @@ class Contender:
     state: float = 2.0
     """Memory it needs beside the shared tensors, in elements of the dtype a parameter."""
     note: str = ""
+    tolerance: float = 0.05
+    """How far its update may be from AdamW's after a few steps, beside the update's own size."""
 
     @property
     def installed(self) -> bool:
@@ -128,6 +129,25 @@ def _adamas_torch(problem: Problem) -> Optimizer:
     module = import_module("adamas.torch")
     parameters = problem.torch_parameters()
     return Optimizer(module.AdamW(parameters, LR, BETAS, EPS, WEIGHT_DECAY).step)
+
+
+def _adamas_compact(problem: Problem, moments: str) -> Optimizer:
+    module = import_module("adamas.torch")
+    parameters = problem.torch_parameters()
+    return Optimizer(module.AdamW(parameters, LR, BETAS, EPS, WEIGHT_DECAY, moments=moments).step)
+
+
+def _adamas_lean(problem: Problem) -> Optimizer:
+    """Weights and gradients in 16 bits, of its own."""
+    import torch
+
+    module = import_module("adamas.torch")
+    parameters = [torch.nn.Parameter(tensor.bfloat16()) for tensor in problem.parameters]
+    for parameter, gradient in zip(parameters, problem.gradients, strict=True):
+        parameter.grad = gradient.bfloat16()
+    formats = {"moments": "int8", "master_bits": 24}
+    optimizer = module.AdamW(parameters, LR, BETAS, EPS, WEIGHT_DECAY, **formats)
+    return Optimizer(optimizer.step, lambda: [p.detach().float().numpy() for p in parameters])
 
 
 def _adamas_numpy(problem: Problem) -> Optimizer:
@@ -242,6 +262,31 @@ CONTENDERS = {
         Contender("adamas", "adamas (PyTorch)", "adamas", _adamas_torch),
         Contender("adamas-numpy", "adamas (NumPy)", "adamas", _adamas_numpy),
         Contender("torch-fused", "torch fused", "torch", partial(_torch, fused=True)),
+        *(
+            Contender(
+                f"adamas-{moments}",
+                f"adamas {moments}",
+                "adamas",
+                partial(_adamas_compact, moments=moments),
+                elements,
+                f"{moments} moments",
+                tolerance,
+            )
+            for moments, elements, tolerance in (
+                ("bfloat16", 1, 0.05),
+                ("int8", 0.53, 0.05),
+                ("int4", 0.28, 0.3),
+            )
+        ),
+        Contender(
+            "adamas-lean",
+            "adamas 16-bit, int8",
+            "adamas",
+            _adamas_lean,
+            1.8,
+            "bfloat16 weights of 24 master bits, int8 moments",
+            2.0,  # its weights begin rounded, by about as much as these steps change them
+        ),
         Contender("torch", "torch default", "torch", _torch, state=3),
         Contender(
             "torch-foreach", "torch foreach", "torch", partial(_torch, foreach=True), state=4
@@ -258,7 +303,7 @@ CONTENDERS = {
     )
 }
 
-MINE = ("adamas", "adamas-numpy")
+MINE = tuple(key for key in CONTENDERS if key.startswith("adamas"))
 
 
 def probe(contender: Contender, dtype: str) -> str | None:
@@ -286,7 +331,7 @@ def probe(contender: Contender, dtype: str) -> str | None:
         return total / sum(prod(shape) for shape in _PROBE_SHAPES)
 
     error_size = distance(result, expected.arrays) / distance(start, expected.arrays)
-    if not error_size <= _PROBE_TOLERANCE:
+    if not error_size <= contender.tolerance:
         return f"its update is {error_size:.0%} away from AdamW's"
     return None
 
