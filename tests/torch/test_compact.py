@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adamas import formats
-from adamas.torch import Adam, AdamW
+from adamas.torch import Adam, AdamW, convert_state_dict
 from adamas.torch.recode import decoded, trained
 
 MOMENTS = [m for m in formats.FORMATS if m != "float32"]
@@ -186,6 +186,22 @@ def _set_grad(param: nn.Parameter, grad: Tensor) -> None:
     """Whatever its type; torch checks what is assigned, not what a tensor becomes."""
     param.grad = torch.zeros_like(param)
     param.grad.data = grad
+
+
+@compact
+def test_conversion_to_float32(moments: str) -> None:
+    """For torch.optim and for whoever reads plain moments."""
+    lean = AdamW(made(), moments=moments)
+    run(lean, range(3))
+    converted, report = convert_state_dict(lean.state_dict())
+    theirs = torch.optim.AdamW(made())
+    theirs.load_state_dict(converted)
+    assert report.source == "adamas with compact moments"
+    pairs = zip(*(o.param_groups[0]["params"] for o in (lean, theirs)), strict=True)
+    for p, q in pairs:
+        for key, moment in zip(("exp_avg", "exp_avg_sq"), decoded(p, lean.state[p]), strict=True):
+            assert torch.equal(theirs.state[q][key], moment.float())
+    assert not theirs.param_groups[0].keys() & {"moments", "master_bits", "format"}
 
 
 def test_formats_by_group() -> None:

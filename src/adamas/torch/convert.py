@@ -31,6 +31,8 @@ _DEFAULTS |= {"foreach": None, "fused": None}
 # What peers keep beside the moments, and where it belongs if it is worth keeping.
 _ELSEWHERE = {
     "error_bits": "they complete the weights: save these in float32, by get_fp32_model_state_dict",
+    "remainder": "it completes the weights: train on with adamas, or save them in float32",
+    "master": "it is the weights in float32: train on with adamas, or save it with the model",
     "kahan_comp": "it completes the weights, and is below their precision",
 }
 

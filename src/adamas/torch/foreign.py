@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .recode import State
+from .recode import State, expanded
 from .state import whole_step
 
 Group = dict[str, Any]
@@ -304,8 +304,15 @@ def in_the_group(layout: Layout, group: Group, states: list[State]) -> tuple[Gro
 
 DEEPSPEED_FUSED = "DeepSpeed FusedAdam"
 
+
 # The first that fits: those with keys of their own come before those without.
 LAYOUTS = (
+    Layout(
+        "adamas with compact moments",
+        lambda groups, states: _in_any(states, "words") or _in_any(groups, "moments"),
+        lambda state, group, name: _read(expanded(state, group, name), group, name),
+        own=frozenset(("moments", "master_bits", "format")),
+    ),
     Layout(
         "flashoptim",
         lambda groups, states: (

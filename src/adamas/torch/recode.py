@@ -42,9 +42,50 @@ def decoded(param: Tensor, state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     m, v = np.zeros(words.size, np.float32), np.zeros(words.size, np.float32)
     for at, groups in _chunks(words.size):
         m[at], v[at] = codec.decode(words[at], scales[groups])
-    found = [torch.from_numpy(x).reshape(shape).to(part.device) for x in (m, v)]
+    device = "cpu" if part.is_meta else part.device
+    found = [torch.from_numpy(x).reshape(shape).to(device) for x in (m, v)]
     first, second = (torch.view_as_complex(x) if part.is_complex() else x for x in found)
     return first, second
+
+
+def expanded(state: State, group: Mapping[str, Any], name: str) -> State:
+    """A checkpoint's state with moments in float32, of a parameter that is not at hand.
+
+    Args:
+        state: of the whole parameter; without words it stays as it is.
+        group: the parameter group, which says the format.
+        name: what errors call the parameter.
+
+    Raises:
+        ValueError: the words and scales are no state of that format.
+    """
+    if "words" not in state:
+        return state
+    moments = group.get("moments")
+    codec = formats.CODECS.get(str(moments))
+    words, scales = state["words"], state.get("scales")
+    if not (
+        codec
+        and isinstance(words, Tensor)
+        and isinstance(scales, Tensor)
+        and (words.dtype, scales.dtype) == (torch.uint8, torch.bfloat16)
+    ):
+        raise ValueError(
+            f"the state of {name} must have words of torch.uint8 and scales of torch.bfloat16 in a "
+            f"group whose moments are one of {', '.join(formats.CODECS)}, got moments={moments!r}"
+        )
+    shape = words.shape[:-1] if codec.bits == 8 else words.shape
+    groups = -(-shape.numel() // formats.GROUP)
+    narrow = codec.bits == 8 and words.shape[-1:] != (2,)
+    if narrow or scales.shape != (groups, formats.SCALES):
+        raise ValueError(
+            f"the state of {name} must have scales of shape {(groups, formats.SCALES)} beside "
+            f"words of shape {tuple(words.shape)}, got {tuple(scales.shape)}: the checkpoint is "
+            "damaged, or of a part of a sharded parameter"
+        )
+    formats.check_scales(_halves(scales), f"the state of {name}")
+    kept = {k: v for k, v in state.items() if k not in ("words", "scales")}
+    return kept | dict(zip(_FULL, decoded(torch.empty(shape, device="meta"), state), strict=True))
 
 
 def trained(param: Tensor, state: Mapping[str, Any]) -> Tensor:
