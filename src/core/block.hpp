@@ -135,7 +135,7 @@ inline void store_param(const Row& row, const float* p, const Dithers& dithers, 
 }
 
 inline void store_moments(const Row& row, const float* m, const float* v, const float* g,
-                          const Span* spans, const Dithers& dithers, int groups) {
+                          Span* spans, const Dithers& dithers, int groups) {
   void* first = row.arrays[exp_avg];
   void* second = row.arrays[exp_avg_sq];
   auto* halves = static_cast<std::uint16_t*>(first);

@@ -73,18 +73,31 @@ inline std::int32_t frame(std::int32_t v) { return ((v >> 1) + 0x1fc00000) & inf
 // Rounds a number of less than 2^22 to the nearest, ties to even: in the last bits of the result.
 inline std::int32_t nearest(float x) { return bits_of(x + 0x1.8p23f); }
 
-// Of v's bits in a group, as far as a codec keeps them, the smallest that is not zero and the
-// largest; of the gradients' the smallest size.
+// Of a group the smallest and the largest v, by their bits, and the smallest size of a gradient.
 struct Span {
-  std::uint32_t smallest_less_one = 0xffffffff;  // which zero is not
-  std::int32_t highest = 0, smallest_gradient = infinity;
+  std::uint32_t lowest = 0xffffffff, highest = 0;
+  std::int32_t gradient = infinity;
 
   void add(float v, float g) {
-    const std::int32_t b = bounded_bits(v);
-    const std::uint32_t less_one = static_cast<std::uint32_t>(b) - 1;
-    smallest_less_one = less_one < smallest_less_one ? less_one : smallest_less_one;
-    highest = most(highest, b);
-    smallest_gradient = least(smallest_gradient, size_bits(g));
+    const auto b = static_cast<std::uint32_t>(bits_of(v));
+    lowest = b < lowest ? b : lowest;
+    highest = b > highest ? b : highest;
+    gradient = least(gradient, size_bits(g));
+  }
+
+  // Whether some v is zero, or beyond what a codec keeps.
+  bool special() const { return !lowest || highest > largest_bits; }
+
+  // The same of what a codec keeps, without zeros.
+  void restrict_to_kept(const float* v) {
+    std::uint32_t least_but_one = 0xffffffff;  // which zero is not
+    highest = 0;
+    for (int j = 0; j < group; ++j) {
+      const auto b = static_cast<std::uint32_t>(bounded_bits(v[j]));
+      least_but_one = b - 1 < least_but_one ? b - 1 : least_but_one;
+      highest = b > highest ? b : highest;
+    }
+    lowest = least_but_one + 1;
   }
 };
 
@@ -146,14 +159,18 @@ struct Codec {
   // Writes the moments of some groups, whose v, and gradients, are said to be so. Each pass is over
   // all groups, so that none waits for what is found of another.
   template <class Dithers>
-  static void encode(const float* m, const float* v, const float* g, const Span* spans,
+  static void encode(const float* m, const float* v, const float* g, Span* spans,
                      const Dithers& dithers, int groups, Word* words, std::uint16_t* scales) {
     std::int32_t low[most_groups], step[most_groups], size[most_groups];
     float inverse_step[most_groups], inverse[most_groups];
     alignas(64) float u[block];
+    bool special[most_groups];
     for (int i = 0; i < groups; ++i) {
-      const std::int32_t high = least((spans[i].highest + edge) & ~edge, largest_bits);
-      low[i] = static_cast<std::int32_t>(spans[i].smallest_less_one + 1) & ~edge;
+      special[i] = spans[i].special();
+      if (special[i]) spans[i].restrict_to_kept(v + i * group);
+      const auto highest = static_cast<std::int32_t>(spans[i].highest);
+      const std::int32_t high = least((highest + edge) & ~edge, largest_bits);
+      low[i] = static_cast<std::int32_t>(spans[i].lowest) & ~edge;
       step[i] = quantum(low[i], high);
       inverse_step[i] = 65535.0f / static_cast<float>(step[i]);
       scales[3 * i] = static_cast<std::uint16_t>(low[i] >> 16);
@@ -161,8 +178,9 @@ struct Codec {
     }
     for (int i = 0; i < groups; ++i) {
       const int at = i * group;
-      size[i] = encode_v(m + at, v + at, dithers.first(at), low[i], step[i], inverse_step[i],
-                         u + at, words + at);
+      const auto write = special[i] ? encode_v<true> : encode_v<false>;
+      size[i] = write(m + at, v + at, dithers.first(at), low[i], step[i], inverse_step[i], u + at,
+                      words + at);
     }
     for (int i = 0; i < groups; ++i) {
       const bool poisoned = size[i] > largest_bits, kept = size[i] >= negligible && !poisoned;
@@ -173,7 +191,8 @@ struct Codec {
     }
     for (int i = 0; i < groups; ++i) {
       const int at = i * group;
-      if (spans[i].smallest_gradient == 0)
+      if (inverse[i] == 0) continue;  // u may be infinite or NaN, and its code is zero
+      if (spans[i].gradient == 0)
         encode_m<true>(u + at, g + at, dithers.second(at), inverse[i], words + at);
       else
         encode_m<false>(u + at, g + at, dithers.second(at), inverse[i], words + at);
@@ -182,16 +201,18 @@ struct Codec {
 
  private:
   // Writes v's codes. Answers with the bits of the largest |u|.
+  template <bool special>
   static std::int32_t encode_v(const float* __restrict m, const float* __restrict v,
                                const Dither dither, std::int32_t low, std::int32_t step,
                                float inverse_step, float* __restrict u, Word* __restrict words) {
     std::int32_t highest = 0;
     for (int j = 0; j < group; ++j) {
-      const std::int32_t b = bounded_bits(v[j]);
+      const std::int32_t b = special ? bounded_bits(v[j]) : bits_of(v[j]);
       const float level = static_cast<float>(b - low) * inverse_step;
       const auto fraction = static_cast<std::int32_t>(dither[j] >> 16);
       const std::int32_t k = (static_cast<std::int32_t>(level) + fraction) >> 16;
-      const std::int32_t positive = -b >> 31;  // a mask: loads stay unconditional, and fast
+      // A mask: with it, loads stay unconditional, and fast.
+      const std::int32_t positive = special ? -b >> 31 : -1;
       const float relative = m[j] * float_of(0x7f000000 - frame(low + k * step));
       words[j] = static_cast<Word>(((k + 1) & positive) << bits);
       u[j] = float_of(bits_of(relative) & positive);
@@ -200,13 +221,16 @@ struct Codec {
     return highest;
   }
 
-  // Adds m's codes. With an inverse of 0, u may be infinite or NaN, and its code is zero.
+  // Adds m's codes.
   template <bool zeros>
   static void encode_m(const float* __restrict u, const float* __restrict g, const Dither dither,
                        float inverse, Word* __restrict words) {
-    const std::int32_t kept = inverse != 0 ? 0x7fffffff : 0;
     for (int j = 0; j < group; ++j) {
-      float code = curve(float_of(bits_of(u[j]) & kept) * inverse);
+      if (bits == 8 && !zeros) {  // as below: rounding to nearest is symmetric
+        words[j] |= static_cast<Word>(nearest(u[j] * inverse) & mask);
+        continue;
+      }
+      float code = curve(float_of(size_bits(u[j])) * inverse);
       if (zeros) {
         const auto fraction = static_cast<float>(static_cast<std::int32_t>(dither[j] >> 16));
         code += g[j] != 0 ? 0.0f : fraction * 0x1p-16f - settle;
