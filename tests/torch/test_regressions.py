@@ -253,6 +253,27 @@ def test_row_40_states_are_matched_by_name() -> None:
         stranger.load_state_dict(optimizer.state_dict())
 
 
+@pytest.mark.parametrize("prefix", ["", "module."], ids=["equal", "equal but for a wrapper"])
+def test_states_are_matched_by_position_where_names_are_shared(prefix: str) -> None:
+    """As those of an encoder and a decoder are, which are named each by itself."""
+    saved, other = (
+        [[(name, nn.Parameter(torch.ones(2)))] for name in ("weight", f"{prefix}weight")]
+        for _ in range(2)
+    )
+    source, target = (Adam([{"params": named} for named in model]) for model in (saved, other))
+    for i, ((_, p),) in enumerate(saved):
+        p.grad = torch.full((2,), 10.0 ** (i + 1))
+    source.step()
+    match = target.load_state_dict(source.state_dict())
+    assert match == (0, 2, [], [])
+    for ((_, p),), ((_, q),) in zip(saved, other, strict=True):
+        assert torch.equal(source.state[p]["exp_avg"], target.state[q]["exp_avg"])
+    apart = Adam(
+        [{"params": [(name, model[0][1])]} for name, model in zip("ab", other, strict=True)]
+    )
+    assert apart.load_state_dict(source.state_dict()) == (0, 2, [], [])
+
+
 def test_row_42_a_tensor_lr_is_each_groups_own() -> None:
     lr = torch.tensor(0.5)
     params = [nn.Parameter(torch.ones(1)) for _ in range(2)]

@@ -176,12 +176,13 @@ def _matches(
 ) -> tuple[list[tuple[Any, Tensor, str, Kind]], Match]:
     """Which saved state belongs to which parameter, None for none.
 
-    By name where both sides know the names, else by the place in the group.
+    By name where both sides know the names and no two parameters of a side share one, as an
+    encoder's and a decoder's may; else by the place in the group.
     """
     keys = list(chain.from_iterable(group["params"] for group in saved_groups))
     params = [(p, kind_of(group)) for group in groups for p in group["params"]]
     saved_names, names = _names(saved_groups), _names(groups)
-    if saved_names is None or names is None:
+    if not (saved_names and names and _distinct(saved_names) and _distinct(names)):
         return _matches_by_position(saved_groups, groups)
     missing = [name for name in names if name not in set(saved_names)]
     extra = [name for name in saved_names if name not in set(names)]
@@ -205,8 +206,8 @@ def _matches_by_position(
     if len(saved_groups) != len(groups):
         raise ValueError(
             f"the state dictionary has {len(saved_groups)} parameter groups, this optimizer "
-            f"{len(groups)}, and not both know their parameters' names: make the optimizers with "
-            "model.named_parameters(), or with as many groups"
+            f"{len(groups)}, and not both know distinct names of their parameters: make the "
+            "optimizers with model.named_parameters(), or with as many groups"
         )
     pairs: list[tuple[Any, Tensor, str, Kind]] = []
     missing: list[str] = []
@@ -226,6 +227,10 @@ def _names(groups: list[dict[str, Any]]) -> list[str] | None:
         return None
     names = list(chain.from_iterable(group["param_names"] for group in groups))
     return [bare(name) for name in names]
+
+
+def _distinct(names: list[str]) -> bool:
+    return len(set(names)) == len(names)
 
 
 def bare(name: str) -> str:
