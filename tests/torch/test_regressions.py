@@ -274,6 +274,19 @@ def test_states_are_matched_by_position_where_names_are_shared(prefix: str) -> N
     assert apart.load_state_dict(source.state_dict()) == (0, 2, [], [])
 
 
+def test_states_that_have_names_for_keys() -> None:
+    p, q = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    source, target = Adam([p]), Adam([q])
+    grads([p])
+    source.step()
+    saved = source.state_dict()
+    saved["state"] = {"weight": saved["state"][0], "own": 3}
+    saved["param_groups"][0]["params"] = ["weight"]
+    target.load_state_dict(saved)
+    assert list(target.state) == [q, "own"]
+    assert target.state[q]["step"] == 1
+
+
 def test_row_42_a_tensor_lr_is_each_groups_own() -> None:
     lr = torch.tensor(0.5)
     params = [nn.Parameter(torch.ones(1)) for _ in range(2)]

@@ -130,8 +130,13 @@ def unpack(
     if unknown and strict:
         raise ValueError(f"the state dictionary has states {unknown[:5]} of no parameter")
     match.extra.extend(f"state {key}" for key in unknown)
-    extra = {k: deepcopy(v) for k, v in saved_state.items() if not isinstance(k, int)}
-    return states | extra, new_groups, match
+    # Keys that no group lists are a subclass's own; names may stand for positions.
+    own = {
+        key: deepcopy(value)
+        for key, value in saved_state.items()
+        if not isinstance(key, int) and key not in listed
+    }
+    return states | own, new_groups, match
 
 
 def parts(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[Any]]:
