@@ -26,6 +26,7 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
         "gradients_to_be_added_up",
         "local_tensors_that_move",
         "ddp",
+        "ddp_in_backward",
         "zero_redundancy",
         "save_checkpoint",
         "load_checkpoint",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from adamas.torch import Adam, AdamW, step_in_backward
 
@@ -72,14 +74,123 @@ def test_the_bits_of_ordinary_steps(
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_backward_passes_are_counted_without_calls_of_step() -> None:
+def one_parameter(**options: Any) -> tuple[nn.Parameter, Adam]:
     p = nn.Parameter(torch.ones(2))
-    optimizer = Adam([p], lr=0.5)
+    return p, Adam([("weight", p)], lr=0.5, **options)
+
+
+def test_each_parameter_counts_its_own_backward_passes() -> None:
+    p, optimizer = one_parameter()
     step_in_backward(optimizer, accumulate=2)
     for number in range(6):
         assert (number % 2 == 0) == (p.grad is None)
         p.sum().backward()
+        if number % 2:
+            optimizer.step()
     assert optimizer.state[p]["step"] == 3
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_a_batch_that_is_thrown_away_does_not_count(accumulate: int, to_none: bool) -> None:
+    p, optimizer = one_parameter()
+    step_in_backward(optimizer, accumulate)
+    q, other = one_parameter()
+    for thrown in (False, True, True):
+        if thrown:
+            (p.sum() * 7).backward()
+            optimizer.zero_grad(to_none)
+        for part in range(accumulate):
+            for one in (p, q):
+                (one.sum() * (part + 1)).backward()
+            assert (p.grad is None) == (part == accumulate - 1)
+        for each in (optimizer, other):
+            each.step()
+            each.zero_grad()
+        assert torch.equal(p, q)
+
+
+def test_a_backward_that_fails_half_way_does_not_count() -> None:
+    p, optimizer = one_parameter()
+    step_in_backward(optimizer, accumulate=2)
+    earlier = torch.ones(2, requires_grad=True)
+    broken = earlier * 1
+    broken.register_hook(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        (broken * p).sum().backward()
+    for _ in range(2):
+        optimizer.zero_grad()
+        p.sum().backward()
+    assert p.tolist() == [1, 1]
+    p.sum().backward()
+    assert p.tolist() == [0.5, 0.5]
+
+
+def twice(p: nn.Parameter, optimizer: Adam) -> None:
+    p.sum().backward()
+
+
+def in_a_checkpoint(p: nn.Parameter, optimizer: Adam) -> None:
+    optimizer.step()
+    x = torch.ones(2, requires_grad=True)
+    for _ in range(2):
+        x = checkpoint(lambda x: x * p, x, use_reentrant=True)
+    x.sum().backward()
+
+
+def written_later(p: nn.Parameter, optimizer: Adam) -> None:
+    p.grad = torch.zeros(2)
+    optimizer.step()
+
+
+def scaled(p: nn.Parameter, optimizer: Adam) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "steps", "message"),
+    [
+        (twice, 1, r"weight got a gradient again .* before optimizer.step\(\)"),
+        (in_a_checkpoint, 2, "weight got a gradient again .*use_reentrant=False"),
+        (written_later, 1, "weight has a gradient though backward has stepped it.*FSDP2"),
+        (scaled, 1, "gradient scaler"),
+    ],
+)
+def test_nothing_is_stepped_twice_or_scaled(
+    spoil: Callable[[nn.Parameter, Adam], None], steps: int, message: str
+) -> None:
+    p, optimizer = one_parameter()
+    step_in_backward(optimizer)
+    p.sum().backward()
+    with pytest.raises(RuntimeError, match=message):
+        spoil(p, optimizer)
+    assert optimizer.state[p]["step"] == steps
+
+
+def test_groups_are_those_of_the_optimizer_now() -> None:
+    params = [nn.Parameter(torch.ones(1)) for _ in range(3)]
+    optimizer = Adam([{"params": [p], "lr": 0.5**i} for i, p in enumerate(params)])
+    step_in_backward(optimizer)
+    for popped in (False, True):
+        if popped:
+            optimizer.param_groups.pop(1)
+        sum(params).backward()
+        optimizer.step()
+    assert [optimizer.state[p]["step"] for p in params] == [2, 1, 2]
+    assert [p.item() for p in params] == [-1.0, 0.5, 0.5]
+    assert params[1].grad is not None
+
+
+@pytest.mark.parametrize(("option", "value"), [("max_grad_norm", 1.0), ("skip_nonfinite", True)])
+def test_options_set_later_are_refused(option: str, value: Any) -> None:
+    p, optimizer = one_parameter()
+    step_in_backward(optimizer)
+    setattr(optimizer, option, value)
+    with pytest.raises(ValueError, match=f"{option}={value} needs the gradients of all"):
+        p.sum().backward()
+    assert p.tolist() == [1, 1]
 
 
 def test_a_state_that_has_to_be_made_anew_is_the_optimizers() -> None:
@@ -90,6 +201,7 @@ def test_a_state_that_has_to_be_made_anew_is_the_optimizers() -> None:
         here.param_groups[0]["amsgrad"] = there.param_groups[0]["amsgrad"] = number > 0
         for one in (p, q):
             (one.sum() / (number + 1)).backward()
+        here.step()
         there.step()
         there.zero_grad()
     assert torch.equal(p, q)

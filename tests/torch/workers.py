@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -171,6 +172,7 @@ def fsdp2_in_backward() -> None:
         model(tokens).square().mean().backward()
         twin(tokens).square().mean().backward()
         assert all(p.grad is None for p in model.parameters())
+        one.step()
         other.step()
         other.zero_grad()
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
@@ -274,6 +276,16 @@ def ddp() -> None:
             copies = [torch.empty_like(p) for _ in range(dist.get_world_size())]
             dist.all_gather(copies, p.detach())
             assert all(torch.equal(copy, p) for copy in copies)
+
+
+def ddp_in_backward() -> None:
+    """It adds gradients up after they were stepped: the step at the end says so."""
+    model = nn.parallel.DistributedDataParallel(Model())
+    optimizer = AdamW(model.parameters())
+    step_in_backward(optimizer)
+    model(torch.randint(13, (4, 6))).square().mean().backward()
+    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        optimizer.step()
 
 
 def zero_redundancy() -> None:
