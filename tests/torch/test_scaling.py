@@ -206,6 +206,16 @@ def test_rows_23_and_24_found_inf_is_obeyed_and_not_counted(explicit: bool) -> N
     assert {state["step"] for state in optimizer.state.values()} == {1}
 
 
+def test_a_scaler_that_found_no_gradients() -> None:
+    """Torch sums over no devices then, which gives a number."""
+    here = params([torch.float32] * len(SHAPES))
+    optimizer = Adam(here, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    assert (optimizer.skipped_steps, len(optimizer.state)) == (0, 0)
+
+
 def test_row_25_infinite_between_unscaling_and_stepping() -> None:
     here = params([torch.float32] * len(SHAPES))
     before = copy.deepcopy(here)

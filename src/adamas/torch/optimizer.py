@@ -250,7 +250,7 @@ class Adam(Optimizer):
         """What unscales and what clips the gradients of a step, None if it is to be skipped."""
         # A gradient scaler sets these two for the time of a step.
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and found_inf.item():
+        if found_inf is not None and bool(found_inf):  # it is the number 0 without gradients
             return None
         # As torch.amp.GradScaler.unscale_ takes the reciprocal.
         unscale = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().item()
