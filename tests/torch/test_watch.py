@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
+import test_bad_input
 import test_optimizer
 import test_regressions
 import torch
@@ -36,6 +38,16 @@ SAME = [
     test_regressions.test_row_20_amsgrad_keeps_its_maximum_by_group,
     test_regressions.test_row_20_amsgrad_switched_off_leaves_the_maximum_alone,
 ]
+
+
+@pytest.mark.parametrize(("spoil", "error", "message"), test_bad_input.BAD_STEPS)
+def test_a_bad_step_as_with_the_newest(
+    spoil: Callable[[nn.Parameter, Adam], None],
+    error: type[Exception],
+    message: str,
+    kind: type,
+) -> None:
+    test_bad_input.test_a_bad_step_touches_nothing(spoil, error, message, torch.float32)
 
 
 @pytest.mark.parametrize("test", SAME, ids=lambda test: test.__name__)

@@ -78,7 +78,9 @@ class PythonWatch:
         for i, (param, state) in enumerate(zip(self._params, self._states, strict=True)):
             step = state.get("step")
             same = all(map(operator.is_, self._moments_of(i), self._moments[i]))
-            if not same or self._place_all(i) != self._places[i] or type(step) is not int:
+            if not same or self._place_all(i) != self._places[i]:
+                return native.MOVED
+            if type(step) is not int or step < 0:
                 return native.MOVED
             grad = param.grad
             steps[i] = -1 if grad is None else step
