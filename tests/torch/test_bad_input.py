@@ -123,7 +123,34 @@ def shared_moments(p: nn.Parameter, optimizer: Adam) -> None:
 
 def shared_data(p: nn.Parameter, optimizer: Adam) -> None:
     first = optimizer.param_groups[0]["params"][0]
-    first.data = p.data.view(-1)[2:6]
+    first.data = p.data.as_strided((4,), (1,))
+
+
+def shared_state(p: nn.Parameter, optimizer: Adam) -> None:
+    p.data = p.data[:2, :1].T[0]
+    p.grad = torch.ones_like(p)
+    optimizer.state[p] = optimizer.state[optimizer.param_groups[0]["params"][2]]
+
+
+def expanded(p: nn.Parameter, optimizer: Adam) -> None:
+    p.data = p.data[:1].expand(3, 2)
+
+
+def overlapping(p: nn.Parameter, optimizer: Adam) -> None:
+    p.data = p.data.as_strided((3, 2), (1, 1))
+
+
+def differentiable(p: nn.Parameter, optimizer: Adam) -> None:
+    optimizer.add_param_group({"params": [parameter(2)], "differentiable": True})
+    last = optimizer.param_groups[1]["params"][0]
+    last.grad = torch.ones_like(last)
+
+
+def differentiable_view(p: nn.Parameter, optimizer: Adam) -> None:
+    view = parameter(2)[:1]
+    view.grad = torch.ones_like(view)
+    optimizer.add_param_group({"params": [parameter(2)], "differentiable": True})
+    optimizer.param_groups[1]["params"] = [view]
 
 
 BAD_STEPS: list[tuple[Callable[[nn.Parameter, Adam], None], type[Exception], str]] = [
@@ -137,20 +164,34 @@ BAD_STEPS: list[tuple[Callable[[nn.Parameter, Adam], None], type[Exception], str
     (negative_lr, ValueError, "lr must be finite and at least 0, got -1.0"),
     (shared_moments, ValueError, "share memory"),
     (shared_data, ValueError, "parameter 0 of group 0 and parameter 1 of group 0 .*share memory"),
+    (shared_state, ValueError, "parameter 1 of group 0 and parameter 2 of group 0 .*share memory"),
+    (
+        expanded,
+        ValueError,
+        r"parameter 1 .* must have memory .* strides \(0, \d\): .*contiguous",
+    ),
+    (overlapping, ValueError, r"parameter 1 of group 0 must have .* strides \(1, 1\)"),
+    (differentiable, RuntimeError, "parameter 0 of group 1 is a leaf .* differentiable=True"),
+    (differentiable_view, RuntimeError, "parameter 0 of group 1 is a leaf"),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "error", "message"), BAD_STEPS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["core", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gap", [1, 2], ids=["core", "plain"])
 def test_a_bad_step_touches_nothing(
     spoil: Callable[[nn.Parameter, Adam], None],
     error: type[Exception],
     message: str,
     dtype: torch.dtype,
+    gap: int,
 ) -> None:
-    if dtype == torch.bfloat16 and spoil in (shared_moments, shared_data):
-        pytest.skip("plain operations step one parameter after another")
-    params = [parameter(4), nn.Parameter(torch.ones(3, 2, dtype=dtype)), parameter(2)]
+    second = torch.ones(3, 2 * gap, dtype=dtype)[:, ::gap]
+    params = [
+        nn.Parameter(torch.ones(4, dtype=dtype)),
+        nn.Parameter(second),
+        nn.Parameter(torch.ones(2, dtype=dtype)),
+    ]
     optimizer = Adam(params, lr=0.1)
     for p in params:
         p.grad = torch.ones_like(p)

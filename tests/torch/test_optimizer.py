@@ -399,6 +399,20 @@ def test_what_the_core_does_not_take(
         assert optimizer.state[odd]["exp_avg"].numpy().tobytes() == state["exp_avg"].tobytes()
 
 
+def test_columns_of_a_matrix_share_no_memory() -> None:
+    matrix = torch.ones(300, 4)
+    params = [nn.Parameter(column) for column in (matrix[:, :1], matrix[:, 1:3], matrix[:, 3:])]
+    optimizer = Adam(params, lr=0.5)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert (matrix == 0.5).all()
+    params[1].data = matrix[:, 2:]
+    with pytest.raises(ValueError, match=r"parameter 1 of .* and parameter 2 of .* share memory"):
+        optimizer.step()
+    assert (matrix == 0.5).all()
+
+
 def test_types_that_share_a_group_keep_their_precision() -> None:
     def made() -> list[nn.Parameter]:
         torch.manual_seed(0)

@@ -47,7 +47,7 @@ def test_a_bad_step_as_with_the_newest(
     message: str,
     kind: type,
 ) -> None:
-    test_bad_input.test_a_bad_step_touches_nothing(spoil, error, message, torch.float32)
+    test_bad_input.test_a_bad_step_touches_nothing(spoil, error, message, torch.float32, 1)
 
 
 @pytest.mark.parametrize("test", SAME, ids=lambda test: test.__name__)

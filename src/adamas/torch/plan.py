@@ -16,11 +16,19 @@ from ..interrupts import deferred
 from . import copied, plain
 from .gradnorm import Part, rows_of, squared_norm
 from .hyperparameters import hyper_of
-from .kinds import Kind, kind_of, ordered
+from .kinds import Kind, kept, kind_of, ordered
 from .layout import COMPUTE, is_dense_on_cpu
+from .overlap import address, refuse_overlap
 from .recode import State, trained
 from .sharding import local, local_like, shards_of
-from .state import Entry, check_grad, check_param, check_state, zero_states
+from .state import (
+    Entry,
+    check_grad,
+    check_param,
+    check_recordable,
+    check_state,
+    zero_states,
+)
 from .statistics import Found, columns_of, weights_before
 from .table import Table
 
@@ -55,6 +63,11 @@ class Plan:
             [self._sets.index(s) for s in sets],
             [e.name for e in fast],
         )
+        # The table has looked at its own; these may share memory with them, too.
+        if self._plain:
+            written = [_written(e, kinds[e.group]) for e in entries]
+            refuse_overlap([e.name for e in entries], written)
+        self._places = [_places(e, kinds[e.group]) for e in self._plain]
         shards = [shards_of(e.param) for e in (*fast, *self._plain)]
         self._shards = list(dict.fromkeys(shards))
         self._part_of = np.array([self._shards.index(s) for s in shards], np.int64)
@@ -87,13 +100,17 @@ class Plan:
         self._even = not answer & native.UNEVEN
         self._grads, self._with_grad = [], []
         for i, entry in enumerate(self._plain):
+            kind = self._kinds[entry.group]
             if entry.param.grad is not None:
                 check_grad(entry.param, entry.param.grad, entry.name)
-                kind = self._kinds[entry.group]
+                if kind.differentiable:
+                    check_recordable(entry.param, entry.state, entry.name)
                 if check_state(entry.param, entry.state, kind, entry.name) is not entry.state:
                     return False
                 self._grads.append((entry, local_like(entry.param.grad, entry.param)))
                 self._with_grad.append(i)
+            if _places(entry, kind) != self._places[i]:
+                return False
         return not answer & native.MOVED
 
     def forget(self) -> None:
@@ -254,8 +271,24 @@ def _entries(groups: Groups, kinds: list[Kind], states: States) -> Iterator[Entr
         check_param(param, name)
         if param.grad is not None:
             check_grad(param, param.grad, name)
+            if kinds[number].differentiable:
+                check_recordable(param, states.get(param, {}), name)
         given = made[param] if param in made else states.get(param, {})
         yield Entry(name, number, param, check_state(param, given, kinds[number], name))
+
+
+def _written(entry: Entry, kind: Kind) -> list[Tensor]:
+    """What a step of an entry writes, as far as this process holds it."""
+    tensors = (entry.param, *(entry.state[key] for key in kept(entry.param, kind)))
+    return [local(tensor) for tensor in tensors]
+
+
+def _places(entry: Entry, kind: Kind) -> list[tuple[Any, ...]]:
+    """Where that lies, so that a move shows."""
+    if not entry.state.keys() >= kept(entry.param, kind).keys():
+        return []
+    tensors = _written(entry, kind)
+    return [(address(t), t.shape, t.stride() if address(t) else ()) for t in tensors]
 
 
 def _core_takes(param: Tensor, kind: Kind) -> bool:

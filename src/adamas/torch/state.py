@@ -11,6 +11,7 @@ from torch import Tensor
 from .kinds import Kept, Kind
 from .kinds import kept as kept_beside
 from .layout import is_dense, lies_like
+from .overlap import overlaps_itself
 from .recode import State, format_of, recoded
 from .sharding import alike, is_sharded, local, local_like, sharded_like
 
@@ -73,6 +74,23 @@ def check_param(param: Tensor, name: str) -> None:
             f"{name} must be of a floating or complex dtype, got {param.dtype}: Adam's update is "
             "not a whole number; convert it with .float()"
         )
+    if overlaps_itself(local(param)):
+        raise ValueError(
+            f"{name} must have memory for each element, got shape {tuple(local(param).shape)} with "
+            f"strides {local(param).stride()}: make it with .contiguous()"
+        )
+
+
+def check_recordable(param: Tensor, state: State, name: str) -> None:
+    """Raises where autograd cannot record the change of a parameter or its state."""
+    for tensor in (param, *(value for value in state.values() if isinstance(value, Tensor))):
+        base = tensor._base if tensor._is_view() else tensor
+        if base is not None and base.is_leaf and base.requires_grad:
+            raise RuntimeError(
+                f"{name} is a leaf that requires a gradient, or a view or state that does, which "
+                "cannot be stepped with differentiable=True: pass a copy that autograd records, "
+                "as .clone() makes"
+            )
 
 
 def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
@@ -141,7 +159,7 @@ def _fits(value: Tensor, param: Tensor, kept: Kept) -> bool:
     if not alike(value, param):
         return False
     value, param = local(value), local(param)
-    return lies_like(value, param) or not is_dense(param)
+    return lies_like(value, param) or not (is_dense(param) or overlaps_itself(value))
 
 
 def _resized(remainder: Tensor, kept: Kept) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import native
 from .kinds import Kind, by_column, kept, types
 from .layout import lies_like
+from .overlap import shared
 from .recode import State
 from .sharding import alike, local, local_like, place_in_whole
 from .state import check_grad
@@ -152,10 +153,7 @@ class Table:
         highs = lows + sizes[row, column]
         for i in np.flatnonzero(highs[:-1] > lows[1:]).tolist():
             one, other = sorted((row[i], row[i + 1]))
-            raise ValueError(
-                f"{self._names[one]} and {self._names[other]} or their states share memory, so a "
-                "step would update it twice: pass one of them, or tie them as one Parameter"
-            )
+            raise shared(self._names[one], self._names[other])
         return lows, highs
 
     def _across(self, addresses: NDArray[np.int64]) -> NDArray[np.bool_]:
