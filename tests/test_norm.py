@@ -73,6 +73,23 @@ def test_an_estimate_is_as_near_as_it_says(value: float, count: int, grain: int)
         assert 0 < abs(Fraction(found) - exact) <= error
 
 
+@pytest.mark.parametrize("values", [[7e153], [9.4e153, 1, 1], [1.34e154], [1e154, 1e154]])
+def test_sums_near_the_largest_number(values: list[float]) -> None:
+    array = np.array(values)
+    table = rows([array])
+    expected = norm.squared_norm([array])
+    for isa in native.isas():
+        value, error = native.square_sum(table, 1.0, 1, isa=isa)
+        assert error <= value * 2**-43
+        assert norm.rounded_estimate(value, error) in (expected, None)
+    assert norm.rounded_digits(native.exact_square_sum(table)) == expected
+
+
+def test_an_error_without_bound_leaves_a_finite_sum_undecided() -> None:
+    assert norm.rounded_estimate(1.0, math.inf) is None
+    assert norm.rounded_estimate(math.inf, math.inf) == math.inf
+
+
 def test_a_sum_that_an_estimate_cannot_round() -> None:
     """Half way between two numbers of 32 bits, and a little beside."""
     for tiny, expected in ((0.0, 1.0), (2.0**-30, 1.0 + 2.0**-31)):

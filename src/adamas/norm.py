@@ -59,6 +59,8 @@ def rounded_estimate(value: float, error: float) -> float | None:
     """What an estimate rounds to, None where numbers within its error round differently."""
     if not math.isfinite(value):
         return value
+    if not math.isfinite(error):
+        return None
     low, high = _rounded_float(value - error), _rounded_float(value + error)
     return low if low == high else None
 

@@ -92,7 +92,7 @@ Estimate square_sum(const Row* rows, std::int64_t row_count, double scale, Squar
   const double sum = std::isfinite(total.high) ? total.high + total.low : total.high;
   // Twice the roundings that an element can go through, for those of the pairs and of this line.
   const double roundings = 2.0 * (80 + static_cast<double>(pieces.grain() / square_sum_block));
-  return {sum, sum * roundings * 0x1p-53};
+  return {sum, sum * (roundings * 0x1p-53)};  // in this order it overflows only where the sum does
 }
 
 Digits exact_square_sum(const Row* rows, std::int64_t row_count, double scale, int threads,
