@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -726,6 +727,26 @@ def test_a_crash_during_a_save_leaves_the_old_file(
     assert "out.pt cannot be written (No space left on device)" in err
     assert Path("out.pt").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"in.pt", "out.pt"}
+
+
+def test_what_is_no_plain_file_stays_what_it_is(adamas: Run, tmp_path: Path) -> None:
+    torch.save(of("ab").state_dict(), "in.pt")
+    Path("folder").mkdir()
+    Path("folder/real.pt").write_text("old")
+    Path("link.pt").symlink_to("folder/real.pt")
+    Path("loose.pt").symlink_to("folder/new.pt")
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("link.pt", "loose.pt", "pipe"):
+        assert adamas("convert", "in.pt", name)[0] == 0
+    assert Path("link.pt").is_symlink()
+    assert Path("loose.pt").is_symlink()
+    assert Path("pipe").is_fifo()
+    piped = io.BytesIO(os.read(reader, 1 << 20))
+    os.close(reader)
+    for file in ("folder/real.pt", "folder/new.pt", piped):
+        assert held(torch.load(file, weights_only=True)) == "ab"
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 # The peers themselves, where they are installed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -12,13 +13,22 @@ from typing import IO
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file beside its place, makes sure it is on disk, and renames it.
 
+    What a symbolic link names is replaced, not the link; what is there and is no plain file, as a
+    device or a pipe, is written to as it is.
+
     Args:
-        path: where the file shall be; what is there is replaced.
+        path: where the file shall be.
         write: writes the content to the open file.
 
     Raises:
         OSError: it cannot be written; what was at ``path`` is as it was.
     """
+    if path.exists() and not path.is_file():
+        content = BytesIO()  # a pipe cannot go back to where it has been
+        write(content)
+        path.write_bytes(content.getbuffer())
+        return
+    path = Path(os.path.realpath(path))
     beside = partial_path(path)
     try:
         with open(beside, "wb") as file:
