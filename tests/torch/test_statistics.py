@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from adamas.torch import Adam, AdamW
+from adamas.torch import Adam, AdamW, step_in_backward
 from adamas.torch.recode import trained
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.complex64)
@@ -156,3 +156,58 @@ def test_each_step_must_be_asked_for() -> None:
     exact = ours.statistics()
     ours.load_state_dict(loaded.state_dict())
     assert ours.statistics() is not exact
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("kept", ["core", "plain"])
+def test_worked_out_by_what_the_step_went_by(kept: str, in_backward: bool) -> None:
+    """Not by what the options are now."""
+    found = []
+    for asked in (True, False):
+        made = [nn.Parameter(torch.ones(4, 2)[:, :: 1 + (kept == "plain")]) for _ in range(3)]
+        ours = AdamW([{"params": made[:1]}, {"params": made[1:]}], lr=0.25, weight_decay=0.5)
+        ours.grad_scale = torch.tensor(4.0)
+        if in_backward:
+            del ours.grad_scale
+            step_in_backward(ours)
+        for stepped in (made, made[1:]):
+            if asked:
+                ours.measure_next_step()
+            ours.zero_grad()
+            sum((p * torch.full_like(p, 8.0)).sum() for p in stepped).backward()
+            ours.step()
+        for group in ours.param_groups:
+            group |= {"lr": 0.125, "weight_decay": 0.0}
+        ours.__dict__.pop("grad_scale", None)
+        found.append(ours.statistics())
+    measured, worked_out = found
+    assert [m.name for m in measured.parameters] == [
+        "parameter 0 of group 1",
+        "parameter 1 of group 1",
+    ]
+    for one, other in zip(
+        (*measured.parameters, *measured.groups),
+        (*worked_out.parameters, *worked_out.groups),
+        strict=True,
+    ):
+        assert one[:3] == other[:3]
+        begin = 3 + in_backward  # those gradients are gone
+        assert np.allclose(one[begin:], other[begin:], rtol=1e-5)
+
+
+def test_a_first_step_that_was_skipped() -> None:
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.full_like(p, math.inf)
+    ours = Adam([p], skip_nonfinite=True)
+    ours.step()
+    with pytest.raises(ValueError, match="no statistics before the first step"):
+        ours.statistics()
+
+
+def test_asking_changes_nothing() -> None:
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    ours = Adam([p])
+    with pytest.raises(ValueError, match="no statistics before the first step"):
+        ours.statistics()
+    assert not ours.state

@@ -17,7 +17,8 @@ from .footprint import Memory
 from .hyperparameters import hyper_of
 from .kinds import kept, kind_of
 from .plan import Plan, held, ready
-from .statistics import Found, Statistics
+from .state import check_trainable
+from .statistics import History, Statistics
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -74,8 +75,7 @@ class Adam(Optimizer):
     skip_nonfinite: bool
     last_grad_norm: float | None
     skipped_steps: int
-    _statistics: Statistics | None
-    _found: list[Found]  # by steps during backward, until the step that ends them
+    _history: History
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Adam(Optimizer):
         self.max_grad_norm, self.skip_nonfinite = max_grad_norm, bool(skip_nonfinite)
         self.skipped_steps, self.last_grad_norm = 0, None
         self._plan: Plan | None = None
-        self._measuring, self._found, self._statistics = False, [], None
+        self._history = History()
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -138,7 +138,7 @@ class Adam(Optimizer):
             hyper_of(group)
             kind = kind_of(group)
             for param in group["params"]:
-                _check_trainable(param)
+                check_trainable(param)
                 kept(param, kind)
         except Exception:
             del self.param_groups[groups:]
@@ -195,33 +195,27 @@ class Adam(Optimizer):
                 if factors is None:
                     self.skipped_steps += 1
                     return loss
-                found = plan.step(groups, *factors, self._measuring)
+                found = plan.step(groups, *factors, self._history.measuring)
             finally:
                 plan.forget()
-            self._statistics = self._statistics_of(found) if self._measuring else None
-            self._measuring = False
+            self._history.add(plan.taken, found)
+            self._history.end(groups)
         return loss
-
-    def _statistics_of(self, found: list[Found]) -> Statistics | None:
-        """Of a step, and of what backward has stepped before it; in the order of the parameters."""
-        found, self._found = [*self._found, *found], []
-        params = [param for group in self.param_groups for param in group["params"]]
-        order = {param: i for i, param in enumerate(params)}
-        return Statistics(sorted(found, key=lambda each: order[each.param])) if found else None
 
     def measure_next_step(self) -> None:
         """Lets the next step find its statistics while it steps, without a pass of its own.
 
         Where steps are taken during backward, it is to be called before backward.
         """
-        self._measuring = True
+        self._history.measuring = True
 
     @torch.no_grad()
     def statistics(self) -> Statistics:
         """What the last step did: norms, the largest relative update, stalled weights.
 
         After ``measure_next_step()`` and a step, what that step has found. Else it is worked out
-        from the states by an extra pass, to rounding, and for gradients that are still there.
+        from the states by an extra pass, to rounding, and for gradients that are still there: after
+        loading, as if all parameters had been stepped by the options of now.
 
         Returns:
             By parameter and by group; ``print`` shows a table. Of sharded parameters it is the
@@ -230,12 +224,10 @@ class Adam(Optimizer):
         Raises:
             ValueError: there has been no step.
         """
-        if self._statistics is not None:
-            return self._statistics
-        if not self.state:
-            raise ValueError("there are no statistics before the first step: call step() first")
-        groups = self.param_groups
-        return Statistics(held(self._plan, groups, self.state).recall(groups))
+        groups, states = self.param_groups, self.state
+        return self._history.statistics(
+            groups, states, lambda: held(self._plan, groups, states).everything(groups)
+        )
 
     def memory(self) -> Memory:
         """The bytes that this process holds now, by group: weights, gradients, Adam's state.
@@ -303,8 +295,8 @@ class Adam(Optimizer):
             state_dict = state_dict if replaced is None else replaced
         with torch.no_grad():
             states, groups, match = unpack(self, state_dict, strict)
-        self._plan = self._statistics = None
-        self._found.clear()
+        self._plan = None
+        self._history.clear()
         self.state.clear()
         self.state.update(states)
         for group, new in zip(self.param_groups, groups, strict=True):
@@ -329,7 +321,7 @@ class Adam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled or copied optimizer; options that it lacks get their defaults."""
         self._plan = None
-        self._measuring, self._found, self._statistics = False, [], None
+        self._history = History()
         super().__setstate__(_OWN | state)
         for group in self.param_groups:
             for option in ("amsgrad", "maximize", "capturable", "differentiable"):
@@ -402,13 +394,3 @@ _OWN: dict[str, Any] = {
 }
 
 _step_with_hooks = Optimizer.profile_hook_step(Adam._step)
-
-
-def _check_trainable(param: Tensor) -> None:
-    """Refuses a plain tensor that cannot have a gradient; a frozen Parameter may thaw later."""
-    if not (param.requires_grad or param.grad is not None or isinstance(param, torch.nn.Parameter)):
-        raise ValueError(
-            f"a parameter must need a gradient, got a tensor of shape {tuple(param.shape)} and "
-            f"{param.dtype} with requires_grad=False: call .requires_grad_() on it, convert it to "
-            "a floating dtype first if it is of whole numbers, or wrap it in torch.nn.Parameter"
-        )

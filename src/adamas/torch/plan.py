@@ -29,7 +29,7 @@ from .state import (
     check_state,
     zero_states,
 )
-from .statistics import Found, columns_of, weights_before
+from .statistics import Found, Taken, columns_of
 from .table import Table
 
 Groups = list[dict[str, Any]]  # torch's param_groups
@@ -38,6 +38,9 @@ States = MutableMapping[Tensor, State]
 
 class Plan:
     """What a step of these parameters does, made once and kept while it holds.
+
+    Attributes:
+        taken: what the last step went by.
 
     Args:
         groups: the parameter groups.
@@ -155,6 +158,8 @@ class Plan:
         """
         hypers = [hyper_of(group) for group in groups]
         grads, self._grads = self._grads, []
+        plain_ones = [entry for entry, _ in grads]
+        self.taken = Taken(self._fast, self._table.steps.copy(), plain_ones, hypers, unscale)
         if not grads:
             return self._step_table(hypers, unscale, clip, measure)
         with native.default_floating_point(), deferred():
@@ -181,16 +186,10 @@ class Plan:
                     found.append(Found(*entry, columns_of(entry, grad * unscale, before)))
         return found
 
-    def recall(self, groups: Groups) -> list[Found]:
-        """What the last step of each parameter did, by an extra pass over its state."""
-        found = []
-        for entry in (*self._fast, *self._plain):
-            if entry.state["step"]:
-                before = weights_before(entry, hyper_of(groups[entry.group]))
-                grad = entry.param.grad
-                given = None if grad is None else local_like(grad, entry.param)
-                found.append(Found(*entry, columns_of(entry, given, before)))
-        return found
+    def everything(self, groups: Groups) -> Taken:
+        """What a step of all that were ever stepped would have gone by."""
+        entries = [e for e in (*self._fast, *self._plain) if e.state["step"]]
+        return Taken([], np.zeros(0, np.int64), entries, [hyper_of(group) for group in groups])
 
     def _step_table(
         self, hypers: list[Hyper], unscale: float, clip: float, measure: bool

@@ -131,8 +131,9 @@ class BackwardStepper:
         own: dict[Tensor, State] = {param: states[param]} if param in states else {}
         plan = self._plans[param] = ready(self._plans.get(param), alone, own)
         states[param] = own[param]
-        found = plan.step(alone, measure=optimizer._measuring)
-        optimizer._found += [each._replace(group=number) for each in found]
+        found = plan.step(alone, measure=optimizer._history.measuring)
+        found = [each._replace(group=number) for each in found]
+        optimizer._history.add(plan.taken._replace(group=number), found)
         plan.forget()
         self._stepped.add(param)
         self._seen.pop(param)

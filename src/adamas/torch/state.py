@@ -63,6 +63,16 @@ def _zeros(param: Tensor, kept: Kept) -> Tensor:
     return sharded_like(part, param) if kept.sharded and is_sharded(param) else part
 
 
+def check_trainable(param: Tensor) -> None:
+    """Refuses a plain tensor that cannot have a gradient; a frozen Parameter may thaw later."""
+    if not (param.requires_grad or param.grad is not None or isinstance(param, torch.nn.Parameter)):
+        raise ValueError(
+            f"a parameter must need a gradient, got a tensor of shape {tuple(param.shape)} and "
+            f"{param.dtype} with requires_grad=False: call .requires_grad_() on it, convert it to "
+            "a floating dtype first if it is of whole numbers, or wrap it in torch.nn.Parameter"
+        )
+
+
 def check_param(param: Tensor, name: str) -> None:
     """Raises where a parameter is of a kind that has no Adam step."""
     if param.layout not in _LAYOUTS:

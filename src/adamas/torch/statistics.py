@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import compress
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from ..hyper import Hyper
 from ..text import aligned
 from .plain import real
 from .recode import State, decoded, trained
-from .sharding import local, shards_of
+from .sharding import local, local_like, shards_of
 from .state import Entry
 
 _SUMS = 5  # the first of native.step's measures; then a maximum, then a count
@@ -94,6 +95,98 @@ class Statistics:
     def __str__(self) -> str:
         """A line a parameter, then a line a group."""
         return aligned([_HEADINGS, *map(_cells, (*self.parameters, *self.groups))])
+
+
+class Taken(NamedTuple):
+    """What a step went by, from which what it did can be worked out afterwards."""
+
+    fast: list[Entry]
+    steps: NDArray[np.int64]
+    """Of each of these its count before the step, -1 where it had no gradient."""
+    plain: list[Entry]
+    """Those with a gradient that the core has not stepped."""
+    hypers: list[Hyper]
+    """Of each group."""
+    unscale: float = 1.0
+    group: int | None = None
+    """The number of the entries' group, if it is not their own."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Those that had a gradient."""
+        yield from compress(self.fast, self.steps >= 0)
+        yield from self.plain
+
+
+class History:
+    """What the last step went by and found, in parts where backward has stepped.
+
+    Attributes:
+        measuring: whether the next step shall find its statistics.
+    """
+
+    def __init__(self) -> None:
+        self.measuring = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all steps."""
+        self._taken: list[Taken] = []
+        self._found: list[Found] = []
+        self._last: list[Taken] = []
+        self._measured: Statistics | None = None
+
+    def add(self, taken: Taken, found: list[Found]) -> None:
+        """Keeps a part of a step."""
+        self._taken.append(taken)
+        self._found += found
+
+    def end(self, groups: list[dict[str, Any]]) -> None:
+        """Makes the parts since the last call the last step."""
+        found, self._found = self._found, []
+        self._last, self._taken = self._taken, []
+        self._measured = None
+        if self.measuring and found:
+            self._measured = Statistics(_sorted(found, groups))
+        self.measuring = False
+
+    def statistics(
+        self,
+        groups: list[dict[str, Any]],
+        states: Mapping[Any, Any],
+        otherwise: Callable[[], Taken],
+    ) -> Statistics:
+        """What the last step did: as it has found, or by an extra pass over its states.
+
+        Args:
+            groups: the optimizer's parameter groups,
+            states: and its states.
+            otherwise: gives what stands for the last step where it is unknown, as after loading.
+
+        Raises:
+            ValueError: there has been no step.
+        """
+        if self._measured is not None:
+            return self._measured
+        if not any(isinstance(s, dict) and s.get("step") for s in states.values()):
+            raise ValueError("there are no statistics before the first step: call step() first")
+        parts = self._last or [otherwise()]
+        return Statistics(_sorted([f for part in parts for f in _recall(part, states)], groups))
+
+
+def _sorted(found: list[Found], groups: list[dict[str, Any]]) -> list[Found]:
+    order = {param: i for i, param in enumerate(p for group in groups for p in group["params"])}
+    return sorted(found, key=lambda each: order.get(each.param, len(order)))
+
+
+def _recall(taken: Taken, states: Mapping[Any, Any]) -> Iterator[Found]:
+    for entry in taken.entries():
+        entry = entry._replace(state=states.get(entry.param, {}))
+        if entry.state.get("step"):
+            before = weights_before(entry, taken.hypers[entry.group])
+            grad = entry.param.grad
+            given = None if grad is None else local_like(grad, entry.param) * taken.unscale
+            found = Found(*entry, columns_of(entry, given, before))
+            yield found if taken.group is None else found._replace(group=taken.group)
 
 
 def columns_of(entry: Entry, grad: Tensor | None, before: Tensor) -> NDArray[np.float64]:
