@@ -72,8 +72,8 @@ void measure(const T* before, const T* p, const T* gradient, const T* m, const T
     found.exp_avg_sq += double(v[i]) * v[i];
     found.update += update * update;
     found.param += double(p[i]) * p[i];
-    const double relative = weight > 0 ? size_of_update / weight : 0;
-    found.largest = relative > found.largest ? relative : found.largest;
+    const double relative = weight == 0 ? 0 : size_of_update / weight;
+    found.largest = larger(found.largest, relative);
     found.stalled += p[i] == before[i] && m[i] != 0 ? 1 : 0;
   }
 }

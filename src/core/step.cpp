@@ -1,6 +1,5 @@
 #include "step.hpp"
 
-#include <algorithm>
 #include <mutex>
 
 #include "pieces.hpp"
@@ -15,7 +14,7 @@ void add(Measures& all, const Measures& part) {
   all.exp_avg_sq += part.exp_avg_sq;
   all.update += part.update;
   all.param += part.param;
-  all.largest = std::max(all.largest, part.largest);
+  all.largest = larger(all.largest, part.largest);
   all.stalled += part.stalled;
 }
 

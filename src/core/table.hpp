@@ -69,6 +69,11 @@ struct Measures {
 };
 constexpr int measure_count = 7;
 
+// Of two measures of `largest`; NaN where one of them is, as torch's maximum.
+static inline double larger(double one, double other) {
+  return other > one || other != other ? other : one;
+}
+
 // Steps elements [begin, end) of a row, and adds what it measures where there is room for it.
 using Kernel = void (*)(const Row& row, const double* coefficients, std::int64_t begin,
                         std::int64_t end, Measures* found);

@@ -195,6 +195,24 @@ def test_worked_out_by_what_the_step_went_by(kept: str, in_backward: bool) -> No
         assert np.allclose(one[begin:], other[begin:], rtol=1e-5)
 
 
+@pytest.mark.parametrize("where", ["weight", "gradient"])
+@pytest.mark.parametrize("place", [0, 150_000, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_nan_is_the_largest_in_the_core_as_beside_it(
+    dtype: torch.dtype, place: int, where: str
+) -> None:
+    found = []
+    for gap in (1, 2):
+        p = nn.Parameter(torch.ones(300_000, gap, dtype=dtype)[:, 0])
+        p.grad = torch.ones_like(p)
+        (p.data if where == "weight" else p.grad)[place] = math.nan
+        ours = Adam([p])
+        ours.measure_next_step()
+        ours.step()
+        found.append(ours.statistics().parameters[0].largest_relative_update)
+    assert all(map(math.isnan, found))
+
+
 def test_a_first_step_that_was_skipped() -> None:
     p = nn.Parameter(torch.ones(2))
     p.grad = torch.full_like(p, math.inf)
