@@ -292,6 +292,24 @@ def test_hooks() -> None:
     assert len(seen) == 6
 
 
+def test_hooks_of_a_subclass_run_once() -> None:
+    """Torch wraps its step, too."""
+
+    class Counting(AdamW):
+        def step(self, *args: Any, **options: Any) -> Any:
+            calls.append("step")
+            return super().step(*args, **options)
+
+    calls: list[str] = []
+    p = nn.Parameter(torch.ones(1))
+    p.grad = torch.ones(1)
+    optimizer = Counting([p])
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step()
+    assert calls == ["before", "step", "after"]
+
+
 def test_the_profiler_sees_steps() -> None:
     p = nn.Parameter(torch.ones(1))
     optimizer = AdamW([p])

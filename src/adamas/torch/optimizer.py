@@ -171,7 +171,7 @@ class Adam(Optimizer):
             or _torch._global_optimizer_pre_hooks
             or _torch._global_optimizer_post_hooks
             or torch.autograd.profiler._is_profiler_enabled
-        ):
+        ) and type(self).step is Adam.step:  # torch has wrapped a subclass's own
             return _step_with_hooks(self, *args, **options)
         result: float | None = self._step(*args, **options)  # hooks see what the caller gave
         return result
