@@ -599,6 +599,17 @@ def test_lr_and_betas_as_tensors(ours: type[Adam], theirs: type[torch.optim.Adam
     assert identical(flat(optimizer), flat(plain))
 
 
+def test_numpy_numbers() -> None:
+    p, q = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    given = {"lr": np.array(0.5), "betas": (np.float64(0.5), np.array([0.75]))}
+    optimizers = Adam([p], **given), Adam([q], lr=0.5, betas=(0.5, 0.75))
+    for one in (p, q):
+        one.grad = torch.arange(2.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert torch.equal(p, q)
+
+
 def test_the_table_is_kept_while_nothing_moves() -> None:
     optimizer = AdamW(params())
     train(optimizer, 0, 1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..hyper import Hyper
 
 
 def hyper_of(group: dict[str, Any]) -> Hyper:
-    """A parameter group's hyperparameters, checked; tensors of one element count as numbers."""
+    """A parameter group's hyperparameters, checked; tensors of one element are numbers."""
     try:
         beta1, beta2 = group["betas"]
     except (TypeError, ValueError):
@@ -29,13 +32,25 @@ def hyper_of(group: dict[str, Any]) -> Hyper:
 
 
 def _number(name: str, value: Any) -> Any:
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor | np.ndarray):
         return value
-    if value.numel() != 1:
+    if math.prod(value.shape) != 1:
         raise ValueError(
             f"{name} must be a number or a tensor of one element, got shape {tuple(value.shape)}"
         )
     return value.item()
+
+
+def check_clipping(groups: Iterable[dict[str, Any]], max_grad_norm: float | None) -> None:
+    """Raises where gradients are to be clipped that autograd sees.
+
+    The norm is found outside of torch, so that the derivative of the factor would be missing.
+    """
+    if max_grad_norm not in (None, math.inf) and any(group["differentiable"] for group in groups):
+        raise ValueError(
+            f"max_grad_norm={max_grad_norm!r} cannot be had with differentiable=True, since "
+            "autograd would not see what clips: call torch.nn.utils.clip_grad_norm_ before step()"
+        )
 
 
 @lru_cache(maxsize=1024)

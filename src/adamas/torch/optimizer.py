@@ -14,7 +14,7 @@ from torch.optim import optimizer as _torch
 from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
 from .footprint import Memory
-from .hyperparameters import hyper_of
+from .hyperparameters import check_clipping, hyper_of
 from .kinds import kept, kind_of
 from .plan import Plan, held, ready
 from .state import check_trainable
@@ -137,6 +137,7 @@ class Adam(Optimizer):
         try:
             hyper_of(group)
             kind = kind_of(group)
+            check_clipping([group], self.max_grad_norm)
             for param in group["params"]:
                 check_trainable(param)
                 kept(param, kind)
@@ -248,6 +249,7 @@ class Adam(Optimizer):
         unscale = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().item()
         if self.max_grad_norm is None and not self.skip_nonfinite:
             return unscale, 1.0
+        check_clipping(self.param_groups, self.max_grad_norm)
         norm = math.sqrt(plan.squared_norm(unscale))
         if self.skip_nonfinite and not math.isfinite(norm) and not plan.finite(unscale):
             return None
