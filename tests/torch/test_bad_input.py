@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,6 +50,13 @@ BAD_ARGUMENTS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ),
     ([parameter(2) * 2], {}, ValueError, "can't optimize a non-leaf Tensor"),
     ([[1.0]], {}, TypeError, "Tensors"),
+    ([parameter(2)], {"lr": np.array([0.1, 0.2])}, ValueError, r"lr must be .* got shape \(2,\)"),
+    (
+        [parameter(2)],
+        {"max_grad_norm": 1.0, "differentiable": True},
+        ValueError,
+        "max_grad_norm=1.0 cannot be had with differentiable=True",
+    ),
 ]
 
 
@@ -146,6 +154,11 @@ def differentiable(p: nn.Parameter, optimizer: Adam) -> None:
     last.grad = torch.ones_like(last)
 
 
+def clipped(p: nn.Parameter, optimizer: Adam) -> None:
+    optimizer.add_param_group({"params": [parameter(2)], "differentiable": True})
+    optimizer.max_grad_norm = 1.0
+
+
 def differentiable_view(p: nn.Parameter, optimizer: Adam) -> None:
     view = parameter(2)[:1]
     view.grad = torch.ones_like(view)
@@ -172,6 +185,7 @@ BAD_STEPS: list[tuple[Callable[[nn.Parameter, Adam], None], type[Exception], str
     ),
     (overlapping, ValueError, r"parameter 1 of group 0 must have .* strides \(1, 1\)"),
     (differentiable, RuntimeError, "parameter 0 of group 1 is a leaf .* differentiable=True"),
+    (clipped, ValueError, "max_grad_norm=1.0 cannot be had with differentiable=True"),
     (differentiable_view, RuntimeError, "parameter 0 of group 1 is a leaf"),
 ]
 
@@ -243,6 +257,11 @@ def without(saved: dict[str, Any], key: str) -> dict[str, Any]:
     return saved
 
 
+def in_group(saved: dict[str, Any], **options: Any) -> dict[str, Any]:
+    saved["param_groups"][0] |= options
+    return saved
+
+
 def changed(saved: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     saved["state"][1][key] = value
     return saved
@@ -258,6 +277,10 @@ BAD_CHECKPOINTS: list[tuple[Any, str]] = [
     (checkpoint(torch.optim.SGD, momentum=0.9), "groups without betas: it is not Adam's"),
     (checkpoint(torch.optim.RMSprop), "groups without betas"),
     (checkpoint(torch.optim.Adamax), "lacks exp_avg_sq"),
+    (checkpoint(torch.optim.NAdam), "momentum_decay=0.004, .*: it is not Adam's"),
+    (in_group(checkpoint(), bias_correction=False), "bias_correction=False, .*: it is not Adam's"),
+    (in_group(checkpoint(), alpha=5.0), "alpha=5.0, .*: it is not Adam's"),
+    (in_group(checkpoint(), rho=0.9), "rho=0.9, .*: it is not Adam's"),
     (without(checkpoint(), "step"), "the state of parameter 1 has no step"),
     (without(checkpoint(), "exp_avg"), "the state of parameter 1 lacks exp_avg"),
     (changed(checkpoint(), "step", torch.tensor([1.0, 2.0])), "one whole number"),
@@ -295,3 +318,11 @@ def test_a_checkpoint_of_other_groups(groups: list[list[int]], message: str) -> 
     optimizer = Adam([{"params": [parameter(n) for n in group]} for group in groups])
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(checkpoint())
+
+
+def test_options_that_a_wrapper_has_put_into_the_groups() -> None:
+    """As sharpness-aware minimization keeps its own in those of the optimizer that it uses."""
+    saved = in_group(checkpoint(), rho=0.9, bias_correction=True)
+    optimizer = Adam([{"params": [parameter(3, 2), parameter(5)], "rho": 0.5}])
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["rho"] == 0.9

@@ -164,6 +164,21 @@ def test_row_20_amsgrad_keeps_its_maximum_by_group() -> None:
     assert "max_exp_avg_sq" in optimizer.state[params[1]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_row_20_amsgrad_switched_on_before_a_checkpoint(dtype: torch.dtype) -> None:
+    p, q = (nn.Parameter(torch.ones(2, dtype=dtype)) for _ in range(2))
+    optimizer, other = Adam([p]), Adam([q])
+    grads([p, q])
+    optimizer.step()
+    other.step()
+    optimizer.param_groups[0]["amsgrad"] = True
+    other.load_state_dict(optimizer.state_dict())
+    for one in (optimizer, other):
+        one.step()
+    assert torch.equal(p, q)
+    assert torch.equal(optimizer.state[p]["max_exp_avg_sq"], other.state[q]["max_exp_avg_sq"])
+
+
 def test_row_20_amsgrad_switched_off_leaves_the_maximum_alone() -> None:
     p, q = (nn.Parameter(torch.ones(1)) for _ in range(2))
     one, other = Adam([p], amsgrad=True), Adam([q])

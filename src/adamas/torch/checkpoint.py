@@ -26,6 +26,14 @@ StateDict = dict[str, Any]
 # states, not what these are.
 _APART = ("params", "param_names", "moments", "master_bits", "format")
 
+_APEX = "apex's FusedAdam without bias correction"
+_FOREIGN = {
+    "momentum_decay": "NAdam",
+    "bias_correction": _APEX,
+    "alpha": "AdEMAMix",
+    "rho": "Adadelta",
+}
+
 # Wrappers of a model put these into its parameters' names.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
@@ -100,6 +108,7 @@ def unpack(
         raise ValueError(
             "the state dictionary has parameter groups without betas: it is not Adam's"
         )
+    _check_foreign(saved_groups, optimizer.param_groups)
     versions = [group.get("format", formats.VERSION) for group in saved_groups]
     if any(version != formats.VERSION for version in versions):
         raise ValueError(
@@ -157,6 +166,18 @@ def parts(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[Any]]:
             f"torch.optim.Adam's state_dict(), got {type(state_dict).__name__}"
         )
     return states, groups
+
+
+def _check_foreign(saved_groups: list[Any], groups: list[dict[str, Any]]) -> None:
+    """Raises where groups have options of optimizers whose states look like Adam's."""
+    known = {key for group in groups for key in group}  # a wrapper's own, perhaps
+    for key, of in _FOREIGN.items():
+        for group in saved_groups:
+            if key in group and key not in known and not (of == _APEX and group[key]):
+                raise ValueError(
+                    f"the state dictionary has parameter groups with {key}={group[key]!r}, as {of} "
+                    "has: it is not Adam's, and would go on otherwise"
+                )
 
 
 def _check_sizes(saved_groups: list[Any], groups: list[dict[str, Any]]) -> None:
@@ -249,10 +270,10 @@ def _unpack_state(saved: State, param: Tensor, kind: Kind, name: str) -> State:
         raise ValueError(f"the state of {name} has no step: it is not Adam's")
     coded = "words" in saved
     needed = ["words", "scales"] if coded else ["exp_avg", "exp_avg_sq"]
-    needed += ["max_exp_avg_sq"] if kind.amsgrad else []
     if lacking := [key for key in needed if key not in saved]:
         raise ValueError(f"the state of {name} lacks {', '.join(lacking)}: it is not Adam's")
-    own = {*needed, "remainder", "master"}
+    # Where AMSGrad was switched on since the last step, there is no maximum yet.
+    own = {*needed, "remainder", "master", *(["max_exp_avg_sq"] if kind.amsgrad else [])}
     arrays = {key: value for key, value in saved.items() if key in own}
     # Torch's optimizers carry along what they do not know, in the parameter's type, and step on.
     for key, dtype in (("remainder", torch.uint8), ("master", torch.float32)):
