@@ -144,3 +144,19 @@ def test_an_infinite_weight_stays() -> None:
     param = np.array([-np.inf, 1.0])
     after, _ = reference.step(param, np.zeros(2), reference.initial_state(param, hyper), hyper)
     assert after.tolist() == [-np.inf, 1.0]
+
+
+@pytest.mark.parametrize("master_bits", [32, 16])
+@pytest.mark.parametrize("dtype", ["float16", "uint16", "float32", "float64"])
+def test_the_byte_order_does_not_show(dtype: str, master_bits: int) -> None:
+    hyper = Hyper(lr=0.01)
+    wide = numbers(1, 200, "float32", -2, 2)
+    param = (wide.view(np.uint32) >> 16 if dtype == "uint16" else wide).astype(dtype)
+    swapped = param.astype(param.dtype.newbyteorder())
+    states = [reference.initial_state(p, hyper, "float32", master_bits) for p in (param, swapped)]
+    for _ in range(3):
+        expected, states[0] = reference.step(param, param, states[0], hyper)
+        found, states[1] = reference.step(swapped, swapped, states[1], hyper)
+        assert found.dtype == swapped.dtype
+        assert np.array_equal(found, expected)
+        param, swapped = expected, found

@@ -16,12 +16,12 @@ Array = np.ndarray
 
 def compute_type(dtype: np.dtype[Any]) -> str:
     """The type that a step of parameters of this dtype is computed in."""
-    return "float64" if dtype == np.float64 else "float32"
+    return "float64" if dtype.name == "float64" else "float32"  # in whatever byte order
 
 
 def dtype_name(array: Array) -> str:
     """Of an array's numbers; NumPy has no bfloat16, and uint16 stands for its bits."""
-    return "bfloat16" if array.dtype == np.uint16 else array.dtype.name
+    return "bfloat16" if array.dtype.name == "uint16" else array.dtype.name
 
 
 def initial_state(
@@ -90,7 +90,7 @@ def step(
 def _numbers(array: Array) -> Array:
     # flat: before 2.0, NumPy computes with 0-dimensional arrays in float64
     flat = array.reshape(-1)
-    if flat.dtype == np.uint16:
+    if dtype_name(flat) == "bfloat16":
         return formats.from_bfloat16(flat)
     return flat.astype(compute_type(flat.dtype))
 
@@ -117,9 +117,9 @@ def _store_weights(
         bits = 8 * _words(state["remainder"], param).itemsize
         kept, rest = formats.split(p, bits, index, step)
         return kept, {"remainder": rest}
-    if param.dtype == np.uint16:
+    if dtype_name(param) == "bfloat16":
         return formats.to_bfloat16(p, index, step, other=True), {}
-    if param.dtype == np.float16:
+    if dtype_name(param) == "float16":
         return formats.to_float16(p, index, step), {}
     return p, {}
 
