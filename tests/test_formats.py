@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,36 @@ def test_core(dtype: str, master: int | None, moments: str, amsgrad: bool, isa: 
             assert param.tobytes() == expected.tobytes(), (size, kind, t)
             for key in own.keys() - {"step"}:
                 assert own[key].tobytes() == after[key].tobytes(), (size, kind, t, key)
+
+
+@pytest.mark.parametrize("codec", formats.CODECS.values(), ids=formats.CODECS)
+def test_scales_that_are_made_are_possible(codec: formats.Codec) -> None:
+    """Whatever the moments were: zero, denormal, infinite, NaN, the largest."""
+    index = np.arange(64, dtype=np.uint32)
+    special = np.array([0, 1e-45, 1e-38, 1, 3e38, np.inf, np.nan], np.float32)
+    for m, v, step in itertools.product(special, special, (1, 2, 1 << 40)):
+        moments = np.full(64, m), np.full(64, v)
+        words, scales = codec.encode(*moments, index % 2 == 0, index, step)
+        formats.check_scales(scales, "scales")
+        codec.decode(words, scales)
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        (2, 1, 0),
+        (0, 0x7F80, 0),
+        (0x7F81, 0x7FFF, 0),
+        (0, 0x8001, 0),
+        (0, 1, 0x7F80),
+        (0, 1, 0x8000),
+    ],
+)
+def test_impossible_scales(group: tuple[int, int, int]) -> None:
+    scales = np.zeros((5, 3), np.uint16)
+    formats.check_scales(scales, "scales of 'w'")
+    formats.check_scales(np.zeros((0, 3), np.uint16), "scales of 'w'")
+    scales[3] = group
+    for kind in (np.uint16, np.int16):
+        with pytest.raises(ValueError, match=r"scales of 'w' must be .* for group 3: the bytes"):
+            formats.check_scales(scales.view(kind), "scales of 'w'")

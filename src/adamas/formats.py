@@ -260,14 +260,14 @@ def master_beside(dtype: str, master_bits: int | None) -> int:
 VERSION = 1  # of the stored bytes, recorded in checkpoints
 
 
-def check_scales(scales: NDArray[np.uint16], name: str) -> None:
-    """Raises where scales are not what an encoder can have written.
+def check_scales(scales: Any, name: str) -> None:
+    """Raises ``ValueError`` where scales are not what an encoder can have written.
 
     Args:
-        scales: (groups, 3), the top halves of float32 numbers.
+        scales: (groups, 3) of 16 bits each, the top halves of float32 numbers.
         name: what the error calls their owner.
     """
-    low, high, most = scales.astype(np.int64).T
+    low, high, most = np.asarray(scales).view(np.uint16).astype(np.int64).T
     bad = (low > high) | (high > _LARGEST >> 16) | (most > _INFINITY >> 16) & (most != _NAN >> 16)
     bad |= most == _INFINITY >> 16
     if bad.any():
