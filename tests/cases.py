@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from adamas import Hyper, formats, native, reference
 
@@ -107,6 +108,14 @@ def as_dtype(seed: int, count: int, dtype: str, *args: Any, **options: Any) -> n
         return formats.to_bfloat16(wide, np.arange(count, dtype=np.uint32), seed)
     with np.errstate(over="ignore"):
         return wide.astype(dtype)
+
+
+def visible(array: np.ndarray) -> np.ndarray:
+    """The array; bits as the bfloat16 of ml_dtypes, without which the test is skipped."""
+    if array.dtype.name != "uint16":
+        return array
+    bfloat16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    return array.view(bfloat16 if array.dtype.isnative else bfloat16.newbyteorder())
 
 
 def numbers(

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import numbers
+from cases import as_dtype, numbers, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
@@ -51,6 +52,7 @@ BAD_PARAMS: list[tuple[Any, type[Exception], str]] = [
     (as_strided(np.ones(1), (3,), (0,)), ValueError, "elements of array '0' share memory"),
     (as_strided(np.ones(4), (2, 3), (8, 8)), ValueError, "elements of array '0' share memory"),
     (np.ma.masked_array(np.ones(3), [0, 1, 0]), TypeError, "must be a NumPy array"),
+    (np.ones(3, "u2"), TypeError, "ml_dtypes' bfloat16, got ndarray of uint16"),
 ]
 
 
@@ -67,10 +69,12 @@ BAD_GRADS: list[tuple[Any, type[Exception], str]] = [
         r"gradient of 'w' must have its array's shape \(3,\), got \(4,\)",
     ),
     ({"w": np.ones((3, 1))}, ValueError, r"got \(3, 1\)"),
-    ({"w": np.ones(3, "f4")}, TypeError, "gradient of 'w' must be an array of float64.*float32"),
+    ({"w": np.ones(3, "f4")}, TypeError, "of 'w' must be an array of float64 beside.*of float32"),
     ({"w": np.ones(3, int)}, TypeError, "ndarray of int64"),
+    ({"h": np.ones(3)}, TypeError, "'h' must be an array of float32, bfloat16 or float16 beside"),
+    ({"h": np.ones(3, "u2")}, TypeError, "beside its array of float16, got ndarray of uint16"),
     ({"w": [1.0, 2.0, 3.0]}, TypeError, "got list"),
-    ({"v": np.ones(3)}, ValueError, "got gradients for 'b', 'v', but the arrays are 'b', 'w'"),
+    ({"v": np.ones(3)}, ValueError, "got gradients for 'b', 'v', but the arrays are 'b', 'h', 'w'"),
     ([np.ones(3)], ValueError, "got gradients for '0'"),
     (np.ones(3), ValueError, "got gradients for '0'"),
 ]
@@ -78,15 +82,14 @@ BAD_GRADS: list[tuple[Any, type[Exception], str]] = [
 
 @pytest.mark.parametrize(("grads", "error", "message"), BAD_GRADS)
 def test_bad_grads_touch_nothing(grads: Any, error: type[Exception], message: str) -> None:
-    params = {"b": np.ones(2), "w": np.ones(3)}
+    params = {"b": np.ones(2), "w": np.ones(3), "h": np.ones(3, "f2")}
     optimizer = Adam(params)
     if isinstance(grads, dict):
         grads = {"b": np.ones(2)} | grads  # the good one comes first
     before = optimizer.state_dict()
     with pytest.raises(error, match=message):
         optimizer.step(grads)
-    assert (params["b"] == 1).all()
-    assert (params["w"] == 1).all()
+    assert all((param == 1).all() for param in params.values())
     assert all(np.array_equal(before[k], v) for k, v in optimizer.state_dict().items())
 
 
@@ -123,10 +126,9 @@ def test_row_1_an_empty_array_stops_nobody() -> None:
 
 def views(dtype: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Arrays of all memory orders, each with a gradient of another."""
-    base = numbers(1, 240, dtype, -2, 2)
-    grad = numbers(2, 240, dtype, -2, 2)
-    swapped = base.astype(np.dtype(dtype).newbyteorder())
-    unaligned = np.frombuffer(bytearray(b"x" + base.tobytes()), np.uint8)[1:].view(dtype)
+    base, grad = as_dtype(1, 240, dtype, -2, 2), as_dtype(2, 240, dtype, -2, 2)
+    swapped = base.astype(base.dtype.newbyteorder())
+    unaligned = np.frombuffer(bytearray(b"x" + base.tobytes()), np.uint8)[1:].view(base.dtype)
     return [
         ("c", base.reshape(8, 30).copy(), grad.reshape(30, 8).T),
         ("fortran", np.asfortranarray(base.reshape(8, 30)), grad.reshape(8, 30)),
@@ -140,18 +142,31 @@ def views(dtype: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
     ]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_memory_orders(dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "moments", "master_bits"),
+    [
+        *product(["float16", "float32", "float64", "bfloat16"], ["float32"], [32]),
+        *product(["float16", "float32", "bfloat16"], ["bfloat16", "int8", "int4"], [32]),
+        *product(["bfloat16"], ["float32", "int4"], [24, 16]),
+        ("float16", "int8", 16),
+    ],
+)
+def test_memory_orders(dtype: str, moments: str, master_bits: int) -> None:
     """REGRESSIONS 6: whatever the strides, the elements that belong together meet."""
     for name, param, grad in views(dtype):
-        optimizer = AdamW({"w": param}, lr=0.01, amsgrad=True)
-        expected = param.copy()
-        state = reference.initial_state(expected, optimizer.hyper)
-        for t in (1, -2, 3):
-            scaled = (grad * param.dtype.type(t)).astype(param.dtype)
-            optimizer.step({"w": scaled})
-            expected, state = reference.step(expected, scaled, state, optimizer.hyper)
+        kept = {"moments": moments, "master_bits": master_bits}
+        optimizer = AdamW({"w": visible(param)}, lr=0.01, amsgrad=True, **kept)
+        # in C order, in native byte order
+        expected = param.astype(param.dtype.newbyteorder("=")).copy("C")
+        state = reference.initial_state(expected, optimizer.hyper, **kept)
+        for shift in (0, 3, 5):
+            moved = np.roll(grad, shift)
+            optimizer.step({"w": visible(moved)})
+            expected, state = reference.step(expected, moved, state, optimizer.hyper)
         assert np.array_equal(param, expected), name
+        saved = optimizer.state_dict()
+        for key, value in state.items():
+            assert np.array_equal(saved[f"state/w/{key}"], value), (name, key)
 
 
 def test_a_gradient_may_be_the_parameter_or_another() -> None:

@@ -16,8 +16,18 @@ import adamas.torch
 ROOT = Path(adamas.__file__).parent
 # Each may import those before it, of the package's own modules.
 ALONE = ["equations", "hyper", "formats", "memory", "norm", "interrupts", "text"]
-ORDER = [*ALONE, "footprint", "reference", "native", "arrays", "torch", "lab", "cli"]
-HEAVY = {"torch", "sklearn", "pandas", "rich", "typer", "plotly", "safetensors", "scipy"}
+ORDER = [*ALONE, "footprint", "reference", "native", "arraystate", "arrays", "torch", "lab", "cli"]
+HEAVY = {
+    "torch",
+    "sklearn",
+    "pandas",
+    "rich",
+    "typer",
+    "plotly",
+    "safetensors",
+    "scipy",
+    "ml_dtypes",
+}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import native, reference
+from . import arraystate, formats, native, reference
+from .arraystate import Format, listed, plain
 from .hyper import Coefficients, Hyper
 from .interrupts import deferred
-from .memory import Array, Spans, address, aligned_zeros_like, is_dense, overlaps_itself, shared
+from .memory import Array, Spans, address, overlaps_itself, shared
 from .reference import State
 
 Arrays = Array | Sequence[Array | None] | Mapping[str, Array | None]
 
+_DTYPES = ("float16", "float32", "float64", "bfloat16")
 _COMPUTE = ["float32", "float64"]
+_COLUMNS = {
+    "exp_avg": native.EXP_AVG,
+    "words": native.EXP_AVG,
+    "exp_avg_sq": native.EXP_AVG_SQ,
+    "scales": native.EXP_AVG_SQ,
+    "max_exp_avg_sq": native.MAX_EXP_AVG_SQ,
+    "remainder": native.MASTER,
+    "master": native.MASTER,
+}
 
 
 class Adam:
     """Adam over NumPy arrays, which it updates in place.
 
-    Each array has a step count and moments of its own; the equation is ``adamas.equations.adam``.
-    Arrays of float32 and float64 that are contiguous, in C or Fortran order, are stepped by the
-    core, all in one call; any others by the specification itself.
+    Each array has a step count and moments of its own; the equation is ``adamas.equations.adam``,
+    computed in float32, or in float64 for arrays of that. Arrays that are contiguous, in C or
+    Fortran order, are stepped by the core, all in one call; where something is rounded by the
+    elements' indices (compact moments, ``master_bits`` of 24 or 16) only those in C order. Any
+    others are stepped by the specification itself, to the same bits.
 
     Args:
-        params: an array, or a sequence or mapping of arrays: writable, of float16, float32 or
-            float64 and any shape, no two of them sharing memory.
+        params: an array, or a sequence or mapping of arrays: writable, of float16, float32, float64
+            or, as the package ml_dtypes has it, bfloat16, of any shape, no two of them sharing
+            memory.
         lr: learning rate, at least 0.
         betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the denominator, at least 0.
         weight_decay: at least 0; ``weight_decay * param`` is added to the gradient.
         amsgrad: divide by the largest second moment so far.
         maximize: ascend.
+        moments: what both moments are kept in: "float32" (8 bytes an element; 16 beside float64,
+            whose are kept in that), "bfloat16" (4), "int8" (about 2.1) or "int4" (about 1.1). The
+            last three are for arrays of float32, bfloat16 and float16.
+        master_bits: of the float32 master weight that is trained where an array has 16 bits, and
+            of which the array is a rounding. 32, the default None too: all of it, which adds 2
+            bytes an element to bfloat16 and 4 to float16. 24: the first 24 bits, only beside
+            bfloat16, which adds 1 byte. 16: none; the array itself is trained. Where bits are
+            lost, they are rounded so that updates count on average, however small.
 
     Raises:
-        ValueError: a hyperparameter is out of range, there are no arrays, or an array is read-only
-            or shares memory with another.
+        ValueError: a hyperparameter is out of range, a format is unknown or none that an array's
+            dtype can have, there are no arrays, or an array is read-only or shares memory with
+            another.
         TypeError: something is no array, or of another type.
 
     Source: Kingma & Ba 2015, arXiv 1412.6980; the arguments are torch.optim.Adam's.
@@ -57,12 +80,20 @@ class Adam:
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         maximize: bool = False,
+        moments: str = "float32",
+        master_bits: int | None = None,
     ) -> None:
         decoupled = self._decoupled_weight_decay
         self._hyper = Hyper(lr, betas, eps, weight_decay, amsgrad, maximize, decoupled)
-        self._params = _check_params(_named(params))
+        self._format = Format(moments, master_bits)
+        self._params = _check_params(_named(params), self._format)
         self._spans = Spans(self._params.values())
-        self._adopt({name: _initial_state(p, self._hyper) for name, p in self._params.items()})
+        self._adopt(
+            {
+                name: arraystate.initial_state(param, self._hyper, self._format)
+                for name, param in self._params.items()
+            }
+        )
 
     @property
     def hyper(self) -> Hyper:
@@ -89,9 +120,9 @@ class Adam:
         """Steps every array whose gradient is given, or raises before touching any.
 
         Args:
-            grads: in the form of the constructor's ``params``, each of its array's shape and dtype.
-                An array whose gradient is None, or missing from a mapping, is left as it is, and
-                its step count too.
+            grads: in the form of the constructor's ``params``, each of its array's shape and of
+                float64 beside that, else of float32, bfloat16 or float16. An array whose gradient
+                is None, or missing from a mapping, is left as it is, and its step count too.
 
         Raises:
             ValueError: a gradient has another shape than its array, or there is no such array.
@@ -102,7 +133,9 @@ class Adam:
         others = [name for name in given if name not in self._index]
         with native.default_floating_point() if others else nullcontext():
             stepped = {
-                name: reference.step(self._params[name], given[name], state[name], self._hyper)
+                name: reference.step(
+                    plain(self._params[name]), plain(given[name]), state[name], self._hyper
+                )
                 for name in others
             }
         dense = [name for name in given if name in self._index]
@@ -112,7 +145,7 @@ class Adam:
         with deferred() if others else nullcontext():
             native.step(rows, coefficients, counts=([state[name] for name in dense], steps))
             for name, (param, new) in stepped.items():
-                self._params[name][...] = param
+                plain(self._params[name])[...] = param
                 state[name].update(new)
         del kept  # copies of gradients, that the core has read
 
@@ -123,55 +156,67 @@ class Adam:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled or copied optimizer, over arrays of its own."""
-        vars(self).update(state)
+        vars(self).update({"_format": Format()} | state)  # older ones know no formats
         self._spans = Spans(self._params.values())
-        self._adopt(self._state)
+        # A copy of an array with gaps may have none, and another memory order.
+        self._adopt(
+            {
+                name: arraystate.relaid(kept, self._params[name], self._hyper, self._format)
+                for name, kept in self._state.items()
+            }
+        )
 
     def state_dict(self) -> dict[str, Array]:
         """What a later run needs to go on, as a flat dictionary: ``numpy.savez(file, **state)``.
 
         Returns:
-            Copies, under ``hyper/NAME`` the hyperparameters and under ``state/ARRAY/NAME`` each
-            array's step, exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq. ARRAY is its key in
-            the mapping, or its position.
+            Copies: ``format``, the version of this layout, ``moments`` and ``master_bits``; under
+            ``hyper/NAME`` the hyperparameters; under ``state/ARRAY/NAME`` each array's step,
+            exp_avg and exp_avg_sq, or in int8 and int4 the words and scales that stand for them,
+            with AMSGrad max_exp_avg_sq, and beside 16 bits master or remainder, the rest of the
+            master weight. ARRAY is the array's key in the mapping, or its position. bfloat16 is
+            there as uint16. The arrays themselves are not there: keep them too.
         """
-        flat = {f"hyper/{name}": np.array(value) for name, value in asdict(self._hyper).items()}
-        for name, state in self._state.items():
-            flat |= {f"state/{name}/{key}": np.array(value) for key, value in state.items()}
-        return flat
+        return arraystate.flattened(self._state, self._hyper, self._format)
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
         """Takes over what ``state_dict`` gave, by name, or raises and changes nothing.
 
+        This optimizer's formats stay. Moments in the same one are taken byte for byte, in another
+        they are converted, with that one's precision. Master weights in the state go before the
+        array: the next step continues from them. Where they have other bits, the last are cut
+        off or zero; where the state has none, they begin as the array, so load that first.
+
         Args:
-            state_dict: that dictionary, or what ``numpy.load`` makes of its file.
+            state_dict: that dictionary, or what ``numpy.load`` makes of its file; one without
+                ``format`` is of a version that had only float32.
 
         Raises:
-            ValueError: the file is truncated or foreign, or the state is of other arrays or of
-                another rule than these.
+            ValueError: the file is truncated, damaged or foreign, or the state is of other arrays
+                or of another rule than these.
         """
-        loaded = _read(state_dict)
-        hyper = _load_hyper(loaded)
+        loaded = arraystate.read(state_dict)
+        hyper = arraystate.load_hyper(loaded)
         if hyper.decoupled_weight_decay != self._decoupled_weight_decay:
             saved = "AdamW" if hyper.decoupled_weight_decay else "Adam"
             raise ValueError(f"the state is {saved}'s, not {type(self).__name__}'s: load it there")
-        self._adopt(_load_states(loaded, self._params, hyper))
+        self._adopt(arraystate.load_states(loaded, self._params, hyper, self._format))
         self._hyper = hyper
 
     def _adopt(self, state: dict[str, State]) -> None:
         """Takes the state, and makes the core's rows of the arrays that it takes."""
         self._state = state
         self._forms = {name: _form(param) for name, param in self._params.items()}
-        dense = [n for n, p in self._params.items() if is_dense(p) and p.dtype.name in _COMPUTE]
+        dense = [n for n, p in self._params.items() if self._format.is_stepped_by_core(p)]
         self._index = {name: i for i, name in enumerate(dense)}
         self._rows = native.table(len(dense))
         for row, name in zip(self._rows, dense, strict=True):
             param = self._params[name]
-            moments = [address(a) for key, a in state[name].items() if key != "step"]
             row[native.PARAM] = address(param)
-            row[native.EXP_AVG : native.EXP_AVG + len(moments)] = moments
+            for key in state[name].keys() - {"step"}:
+                row[_COLUMNS[key]] = address(state[name][key])
             row[native.SIZE] = param.size
-            row[native.TYPES] = native.types(param.dtype.name)
+            row[native.TYPES] = self._format.types(param)
 
     def _check_grads(self, grads: Arrays) -> dict[str, Array]:
         named = _named(grads)
@@ -179,7 +224,7 @@ class Adam:
             not isinstance(grads, Mapping) and len(named) != len(self._params)
         ):
             raise ValueError(
-                f"got gradients for {_listed(named)}, but the arrays are {_listed(self._params)}: "
+                f"got gradients for {listed(named)}, but the arrays are {listed(self._params)}: "
                 "pass them in the form of params, None where there is none"
             )
         given = {}
@@ -195,10 +240,12 @@ class Adam:
                 )
             if isinstance(grad, np.generic):  # what arithmetic makes of arrays without dimensions
                 grad = np.asarray(grad)
-            if not _is_array(grad) or grad.dtype != param.dtype:
+            if not _is_array(grad) or not _goes_with(param, grad):
+                wide = param.dtype.name == "float64"
+                rule = "float64" if wide else "float32, bfloat16 or float16"
                 raise TypeError(
-                    f"the gradient of {name!r} must be an array of {param.dtype}, its array's "
-                    f"type, got {_kind(grad)}: convert it with numpy.asarray"
+                    f"the gradient of {name!r} must be an array of {rule} beside its array of "
+                    f"{param.dtype}, got {_kind(grad)}: convert it with numpy.asarray"
                 )
             if grad.shape != param.shape:
                 raise ValueError(
@@ -215,13 +262,16 @@ class Adam:
         readable = [_like(self._params[name], grad) for name, grad in grads]
         rows = self._rows[[self._index[name] for name, _ in grads]]
         rows[:, native.GRAD] = lows = np.array([address(g) for g in readable], np.int64)
-        wide = rows[:, native.TYPES] == native.types("float64")
-        itemsize = np.where(wide, 8, 4)
+        itemsize = np.array([grad.itemsize for grad in readable], np.int64)
+        wide = itemsize == 8
+        for row, (name, grad) in enumerate(grads):
+            if grad.dtype != (param := self._params[name]).dtype:
+                rows[row, native.TYPES] = self._format.types(param, grad.dtype.name)
         overlap = self._spans.overlap(lows, lows + rows[:, native.SIZE] * itemsize)
         for i in np.flatnonzero(overlap | (lows % itemsize != 0)):
             readable[i] = readable[i].copy("K")
             rows[i, native.GRAD] = address(readable[i])
-        # Arrays of one type and step share their coefficients.
+        # Arrays computed in one type that are at one step share their coefficients.
         kinds, rows[:, native.COEFFICIENTS] = _distinct(2 * (steps + 1) + wide)
         coefficients = [self._hyper.coefficients(k // 2, _COMPUTE[k % 2]) for k in kinds]
         table = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
@@ -248,8 +298,12 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         maximize: bool = False,
+        moments: str = "float32",
+        master_bits: int | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, maximize, moments, master_bits
+        )
 
 
 def _named(arrays: Any) -> dict[str, Any]:
@@ -264,19 +318,18 @@ def _named(arrays: Any) -> dict[str, Any]:
     return {"0": arrays}
 
 
-def _check_params(params: dict[str, Any]) -> dict[str, Array]:
+def _check_params(params: dict[str, Any], form: Format) -> dict[str, Array]:
+    formats.check(*form)
     if not params:
         raise ValueError("params is empty: pass at least one array to optimize")
     for name, param in params.items():
-        if not _is_array(param) or param.dtype.name not in (
-            "float16",
-            "float32",
-            "float64",
-        ):
+        if not _is_array(param) or param.dtype.name not in _DTYPES:
             raise TypeError(
-                f"array {name!r} must be a NumPy array of float16, float32 or float64, got "
-                f"{_kind(param)}: convert it with numpy.asarray(..., dtype=numpy.float32)"
+                f"array {name!r} must be a NumPy array of float16, float32, float64 or ml_dtypes' "
+                f"bfloat16, got {_kind(param)}: convert it with numpy.asarray(..., "
+                "dtype=numpy.float32)"
             )
+        form.slots(param, amsgrad=False)  # raises where its dtype cannot have the format
         _check_writeable(name, param)
         if overlaps_itself(param):
             raise ValueError(
@@ -306,12 +359,25 @@ def _form(param: Array) -> tuple[Any, ...]:
     return param.dtype, param.shape, param.strides
 
 
+def _goes_with(param: Array, grad: Array) -> bool:
+    if grad.dtype == param.dtype:
+        return True
+    name = grad.dtype.name
+    return name in _DTYPES and (name == "float64") == (param.dtype.name == "float64")
+
+
 def _like(param: Array, grad: Array) -> Array:
-    """The gradient in the array's memory order."""
-    if grad.strides == param.strides:
+    """The gradient in the array's memory order, its numbers in native byte order."""
+    if grad.dtype == param.dtype and grad.strides == param.strides:
         return grad
-    copy = np.empty_like(param)
-    copy[...] = grad
+    ordered = [s * param.itemsize for s in grad.strides] == [
+        s * grad.itemsize for s in param.strides
+    ]
+    if ordered and grad.dtype.isnative:
+        return grad
+    numbers = plain(grad)
+    copy = np.empty_like(param, dtype=numbers.dtype.newbyteorder("="))
+    copy[...] = numbers
     return copy
 
 
@@ -320,77 +386,6 @@ def _distinct(numbers: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]
     return distinct.tolist(), index.reshape(-1)
 
 
-def _initial_state(param: Array, hyper: Hyper) -> State:
-    zeros = reference.initial_state(param, hyper)
-    return {k: v if k == "step" else aligned_zeros_like(v, v.dtype.name) for k, v in zeros.items()}
-
-
 def _kind(value: object) -> str:
     dtype = getattr(value, "dtype", None)
     return type(value).__name__ if dtype is None else f"{type(value).__name__} of {dtype}"
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = sorted(names)[:5]
-    return ", ".join(map(repr, shown)) + (", ..." if len(names) > len(shown) else "") or "none"
-
-
-def _read(state_dict: Mapping[str, Array]) -> dict[str, Array]:
-    if not isinstance(state_dict, Mapping):
-        raise ValueError(
-            f"the state must be a mapping, as state_dict() and numpy.load give, got "
-            f"{type(state_dict).__name__}"
-        )
-    try:
-        return {key: np.array(state_dict[key]) for key in state_dict}
-    except MemoryError:
-        raise
-    except Exception as error:  # zip, zlib, pickle and header errors: NumPy raises each its own
-        raise ValueError(f"the state is truncated or not one of adamas's: {error}") from error
-
-
-def _load_hyper(loaded: Mapping[str, Array]) -> Hyper:
-    try:
-        values = {field.name: loaded[f"hyper/{field.name}"].tolist() for field in fields(Hyper)}
-        return Hyper(**values)
-    except KeyError as error:
-        raise ValueError(f"the state is not one of adamas's: it has no {error}") from None
-    except TypeError as error:
-        raise ValueError(f"the state is not one of adamas's: {error}") from None
-
-
-def _load_states(
-    loaded: Mapping[str, Array], params: dict[str, Array], hyper: Hyper
-) -> dict[str, State]:
-    """Each array's state out of the flat dictionary, checked."""
-    states = {name: _initial_state(param, hyper) for name, param in params.items()}
-    expected = {f"state/{name}/{key}" for name, state in states.items() for key in state}
-    found = {key for key in loaded if key.startswith("state/")}
-    if expected != found:
-        raise ValueError(
-            f"the state is of other arrays than these: it lacks {_listed(expected - found)} and "
-            f"has {_listed(found - expected)} beyond them"
-        )
-    for name, state in states.items():
-        for key, zero in state.items():
-            value = loaded[f"state/{name}/{key}"]
-            like = np.array(zero)
-            if value.shape != like.shape or value.dtype.kind != like.dtype.kind:
-                raise ValueError(
-                    f"{key} of array {name!r} must be {like.dtype} of shape {like.shape}, got "
-                    f"{value.dtype} of shape {value.shape}: the state is of another model"
-                )
-            if key == "step":
-                state[key] = int(value)
-            elif value.dtype != like.dtype:
-                raise ValueError(
-                    f"{key} of array {name!r} must be {like.dtype}, got {value.dtype}: the state "
-                    "is of arrays of another type"
-                )
-            else:
-                zero[...] = value
-        if not 0 <= state["step"] < 1 << 53:
-            raise ValueError(
-                f"step of array {name!r} must be from 0 to 2^53 - 1, got {state['step']}"
-            )
-    return states

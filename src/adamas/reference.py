@@ -72,11 +72,11 @@ def step(
     c = hyper.coefficients(t, compute_type(param.dtype), unscale, clip)
     where = np.arange(param.size) if index is None else index.reshape(-1)
     where = where.astype(np.uint32)
-    p, g, (m, v) = _weights(param, state), _numbers(grad), _moments(state, param)
+    p, g, (m, v) = _weights(param, state), _numbers(grad), load_moments(state, param)
     v_max = _numbers(state["max_exp_avg_sq"]) if hyper.amsgrad else None
     with np.errstate(all="ignore"):  # overflow and NaN are results here, not events
         p, m, v, v_max = adam(p, g, m, v, v_max, c, np.sqrt, np.maximum)
-        new = {"max_exp_avg_sq": v_max} | _store_moments(m, v, g != 0, state, param, where, t)
+        new = {"max_exp_avg_sq": v_max} | store_moments(m, v, g != 0, state, param, where, t)
         kept, beside = _store_weights(p, param, state, where, t)
     new |= beside
     arrays = {
@@ -124,16 +124,18 @@ def _store_weights(
     return p, {}
 
 
-def _moments(state: State, param: Array) -> tuple[Array, Array]:
+def load_moments(state: State, param: Array) -> tuple[Array, Array]:
+    """Both moments as numbers, flat, of a state that lies beside an array of param's shape."""
     if "words" not in state:
         return _numbers(state["exp_avg"]), _numbers(state["exp_avg_sq"])
     words = _words(state["words"], param)
     return formats.Codec(4 * words.itemsize).decode(words, state["scales"])
 
 
-def _store_moments(
+def store_moments(
     m: Array, v: Array, active: Array, state: State, param: Array, index: Array, step: int
 ) -> State:
+    """Both moments in the format of a state, as flat arrays; see ``formats.Codec.encode``."""
     if "words" in state:
         codec = formats.Codec(4 * _words(state["words"], param).itemsize)
         words, scales = codec.encode(m, v, active, index, step)
