@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import CASES, COLUMNS, FORMAT_CASES, Case, digest, hashes, run_reference
+from cases import CASES, COLUMNS, FORMAT_CASES, Case, digest, hashes, run_reference, visible
 
 import adamas
 import adamas.torch
@@ -40,11 +40,12 @@ def options(case: Case) -> dict[str, Any]:
 def run_arrays(case: Case) -> Results:
     params = case.params()
     rule = adamas.AdamW if case.hyper.decoupled_weight_decay else adamas.Adam
-    optimizer = rule(params, **options(case))
+    formats = {"moments": case.moments, "master_bits": case.master_bits}
+    optimizer = rule([visible(p) for p in params], **options(case), **formats)
     for grads in case.grads():
-        optimizer.step(grads)
+        optimizer.step([visible(g) for g in grads])
     saved = optimizer.state_dict()
-    keys = reference.initial_state(params[0], case.hyper)
+    keys = reference.initial_state(params[0], case.hyper, *formats.values())
     return [(p, {k: saved[f"state/{i}/{k}"] for k in keys}) for i, p in enumerate(params)]
 
 
@@ -127,6 +128,9 @@ class TestFormats:
 
     def test_torch(self, case: Case) -> None:
         assert digest(run_torch_formats(case)) == KEPT[case.name]
+
+    def test_arrays(self, case: Case) -> None:
+        assert digest(run_arrays(case)) == KEPT[case.name]
 
 
 def test_the_cases_differ() -> None:
