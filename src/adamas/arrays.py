@@ -183,9 +183,9 @@ class Adam:
         """Takes over what ``state_dict`` gave, by name, or raises and changes nothing.
 
         This optimizer's formats stay. Moments in the same one are taken byte for byte, in another
-        they are converted, with that one's precision. Master weights in the state go before the
-        array: the next step continues from them. Where they have other bits, the last are cut
-        off or zero; where the state has none, they begin as the array, so load that first.
+        they are converted, with that one's precision. Load the arrays first: master weights in the
+        state go on only where an array is their rounding, and begin as the array where the state
+        has none. Where they have other bits, the last are cut off or zero.
 
         Args:
             state_dict: that dictionary, or what ``numpy.load`` makes of its file; one without

@@ -267,16 +267,16 @@ def check_scales(scales: Any, name: str) -> None:
         scales: (groups, 3) of 16 bits each, the top halves of float32 numbers.
         name: what the error calls their owner.
     """
-    low, high, most = np.asarray(scales).view(np.uint16).astype(np.int64).T
-    bad = (low > high) | (high > _LARGEST >> 16) | (most > _INFINITY >> 16) & (most != _NAN >> 16)
-    bad |= most == _INFINITY >> 16
-    if bad.any():
-        i = int(np.flatnonzero(bad)[0])
-        low, high, most = scales[i].tolist()
+    low, high, most = np.asarray(scales).view(np.uint16).T
+    infinite = _INFINITY >> 16
+    wrong = (low > high) | (high >= infinite) | (most >= infinite) & (most != _NAN >> 16)
+    if wrong.any():
+        group = int(wrong.argmax())
+        bits = ", ".join(f"{int(column[group]):#06x}" for column in (low, high, most))
         raise ValueError(
-            f"{name} has a group with impossible scales, number {i}: {low:#06x} to {high:#06x} for "
-            f"exp_avg_sq and {most:#06x} for exp_avg, where the first must not exceed the second, "
-            "and all be finite: the checkpoint is damaged"
+            f"{name} must be a smallest v, a largest v from there to 0x7f7f and a largest |u| not "
+            f"infinite or negative, got {bits} for group {group}: the bytes are damaged, load "
+            "another copy"
         )
 
 

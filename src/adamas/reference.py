@@ -99,9 +99,10 @@ def _weights(param: Array, state: State) -> Array:
     """What is trained: the master weight where there is one, else the parameter."""
     if "master" in state:
         # Where the parameter is not its rounding, somebody has set the parameter anew.
+        master, param = _numbers(state["master"]), param.reshape(-1).astype(np.float16)
         with np.errstate(over="ignore"):
-            own = state["master"].astype(np.float16).view(np.uint16) == param.view(np.uint16)
-        return np.where(own, state["master"], param).reshape(-1).astype(np.float32)
+            own = master.astype(np.float16).view(np.uint16) == param.view(np.uint16)
+        return np.where(own, master, param).astype(np.float32)
     if "remainder" in state:
         return formats.join(param.reshape(-1), _words(state["remainder"], param))
     return _numbers(param)

@@ -319,10 +319,18 @@ def test_formats_that_cannot_be(options: dict[str, Any], dtype: torch.dtype, mes
 
 
 DAMAGE: list[tuple[str, Callable[[Any], Any], str]] = [
-    ("low above high", lambda s: _with(s, "scales", 0, 9.0), "impossible scales, number 1"),
-    ("an infinite v", lambda s: _with(s, "scales", 1, float("inf")), "impossible scales"),
-    ("an infinite scale", lambda s: _with(s, "scales", 2, float("inf")), "impossible scales"),
-    ("a negative scale", lambda s: _with(s, "scales", 2, -1.0), "impossible scales"),
+    ("low above high", lambda s: _with(s, "scales", 0, 9.0), "for group 1: the bytes are damaged"),
+    (
+        "an infinite v",
+        lambda s: _with(s, "scales", 1, float("inf")),
+        "must be a smallest v",
+    ),
+    (
+        "an infinite scale",
+        lambda s: _with(s, "scales", 2, float("inf")),
+        "must be a smallest v",
+    ),
+    ("a negative scale", lambda s: _with(s, "scales", 2, -1.0), "must be a smallest v"),
     ("other sizes", lambda s: s | {"scales": s["scales"][:1]}, "scales of shape"),
     ("words of another size", lambda s: s | {"words": s["words"][:5]}, "words of shape"),
     ("words of another type", lambda s: s | {"words": s["words"].int()}, "words of torch.uint8"),

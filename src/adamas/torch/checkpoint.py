@@ -311,5 +311,5 @@ def _check_coded(state: State, param: Tensor, name: str) -> State:
                 "it is of another model"
             )
     halves = state["scales"].detach().cpu().contiguous().view(torch.int16).numpy()
-    formats.check_scales(halves.view("uint16"), f"the state of {name}")
+    formats.check_scales(halves.view("uint16"), f"the scales of {name}")
     return state

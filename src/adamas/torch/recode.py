@@ -83,7 +83,7 @@ def expanded(state: State, group: Mapping[str, Any], name: str) -> State:
             f"words of shape {tuple(words.shape)}, got {tuple(scales.shape)}: the checkpoint is "
             "damaged, or of a part of a sharded parameter"
         )
-    formats.check_scales(_halves(scales), f"the state of {name}")
+    formats.check_scales(_halves(scales), f"the scales of {name}")
     kept = {k: v for k, v in state.items() if k not in ("words", "scales")}
     return kept | dict(zip(_FULL, decoded(torch.empty(shape, device="meta"), state), strict=True))
 
