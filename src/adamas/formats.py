@@ -20,27 +20,34 @@ Floats = NDArray[np.float32]
 GROUP = 64  # consecutive elements of the flattened tensor that share their scales
 SCALES = 3  # of a group: the smallest positive v, the largest v, the largest |u|
 
-# Additive steps of the two dithers, on 2^32: the powers of the plastic number's reciprocal, whose
+# What the two dithers add a step, on 2^32: the powers of the plastic number's reciprocal, whose
 # multiples fill a square evenly (Roberts 2018, "The unreasonable effectiveness of quasirandom
-# sequences").
-_ALPHA, _BETA = 3242174889, 2447445413
+# sequences"). What they add an index comes round after a group, in each of which they take all
+# multiples of 1/64 once: so the fractions of one group are those of all.
+_BY_STEP = 2447445413, 3242174889
+_BY_INDEX = 49 << 26, 35 << 26
 
 _LARGEST = 0x7F7F0000  # the bits of the largest float32 whose last 16 are zero
 _NAN = 0x7FC00000
 _INFINITY = 0x7F800000
-_NEGLIGIBLE = 0x0D800000  # of 2^-100
+_NEGLIGIBLE = 0x21800000  # of 2^-60
 
 
 def dither(index: Words, step: int, other: bool = False) -> Words:
     """Words that are uniform on 2^32 over the indices and over the steps.
 
     Args:
-        index: the elements' positions in the flattened whole tensor, modulo 2^32.
+        index: the elements' positions in the flattened whole tensor.
         step: the step's number, from 1.
         other: the second sequence, which fills a square with the first.
     """
-    by_index, by_step = (_BETA, _ALPHA) if other else (_ALPHA, _BETA)
-    return index * np.uint32(by_index) + np.uint32(step * by_step & 0xFFFFFFFF)
+    return index * np.uint32(_BY_INDEX[other]) + np.uint32(step * _BY_STEP[other] & 0xFFFFFFFF)
+
+
+def _scale_dither(index: Words, step: int) -> Any:
+    """16 bits for groups, by their first elements' positions."""
+    words = (index // GROUP).astype(np.uint32) * np.uint32(_BY_STEP[0])
+    return (words + np.uint32(step * _BY_STEP[1] & 0xFFFFFFFF) >> 16).astype(np.int32)
 
 
 class Codec(NamedTuple):
@@ -54,7 +61,8 @@ class Codec(NamedTuple):
       update can never be blown up by the error of v. u is on a grid up to the group's largest |u|,
       linear at 8 bits and with levels ``k * (k + 6)`` at 4, and is rounded to nearest; where the
       gradient is zero, by the second dither, so that m decays. The largest |u| is rounded to 16
-      bits by the second dither of the group's first element. Where v is zero, so is m.
+      bits by the second dither at the group's number, which does not come round so soon. Where v is
+      zero, so is m.
     - A word is v's code above m's, which is in two's complement.
     """
 
@@ -99,7 +107,8 @@ class Codec(NamedTuple):
             (n,) words and (groups, 3) uint16, the top halves of float32 numbers.
         """
         first, second = (
-            _groups(dither(index, step, other) >> 16).astype(np.int32) for other in (False, True)
+            _groups(dither(index, step, other) >> 16).astype(np.float32) * np.float32(2.0**-16)
+            for other in (False, True)
         )
         b = _groups(np.minimum(v.view(np.uint32), _LARGEST).astype(np.int32))
         positive = b > 0
@@ -108,26 +117,26 @@ class Codec(NamedTuple):
         high = np.minimum(b.max(1, keepdims=True) + edge & ~edge, _LARGEST) >> 16
         low = np.where(high > 0, low, 0)
         quantum = self._quantum(low, high)
-        # A little less than 2^16 levels to a quantum, so that rounding leaves the last code alone.
+        # A little less than a level to a quantum, so that rounding leaves the last code alone.
         level = (b - (low << 16)).astype(np.float32) * (
-            np.float32(65535) / quantum.astype(np.float32)
+            np.float32(65535 / 65536) / quantum.astype(np.float32)
         )
-        k = np.where(positive, level.astype(np.int32) + first >> 16, -1)
-        frame = _frame((low << 16) + k * quantum)
+        code_v = np.where(positive, (level + (first + 1)).astype(np.int32), 0)
+        frame = _frame((low << 16) + (code_v - 1) * quantum)
         with np.errstate(all="ignore"):
             u = np.where(positive, _groups(m) * _float(0x7F000000 - frame), np.float32(0))
             size = _bits(u) & 0x7FFFFFFF
             most = size.max(1, keepdims=True)
             poisoned = most > _LARGEST
             kept = (most >= _NEGLIGIBLE) & ~poisoned
-            scale = np.where(kept, most + second[:, :1] >> 16, np.where(poisoned, _NAN >> 16, 0))
+            rounded = most + _scale_dither(index[::GROUP], step)[:, None] >> 16
+            scale = np.where(kept, rounded, np.where(poisoned, _NAN >> 16, 0))
             inverse = np.float32(self.largest) / _float(np.where(kept, most, _INFINITY))
             r = np.where(kept, _float(size), np.float32(0)) * inverse
-        offset = second.astype(np.float32) * np.float32(2.0**-16) - np.float32(_SETTLE[self.bits])
-        offset = np.where(_groups(active), np.float32(0), offset)
+        offset = np.where(_groups(active), np.float32(0), second - np.float32(_SETTLE[self.bits]))
         code_m = np.rint(self._curve(r) + offset).astype(np.int32)
         code_m = np.where(_bits(u) < 0, -code_m, code_m) & (1 << self.bits) - 1
-        words = ((k + 1) << self.bits | code_m).astype(self.dtype).reshape(-1)[: m.size]
+        words = (code_v << self.bits | code_m).astype(self.dtype).reshape(-1)[: m.size]
         return words, np.concatenate([low, high, scale], 1).astype(np.uint16)
 
     def decode(self, words: Any, scales: Any) -> tuple[Floats, Floats]:

@@ -41,11 +41,10 @@ inline int group_bytes(const Types& types, int array) {
   }
 }
 
+// Of two bytes each.
 inline void load(Dtype dtype, const void* from, int size, float* __restrict x) {
   const auto* halves = static_cast<const std::uint16_t*>(from);
-  if (dtype == Dtype::float32)
-    __builtin_memcpy(x, from, sizeof(float) * size);
-  else if (dtype == Dtype::bfloat16)
+  if (dtype == Dtype::bfloat16)
     from_bfloat16(halves, size, x);
   else
     for (int j = 0; j < size; ++j) x[j] = from_float16(halves[j]);
@@ -72,47 +71,51 @@ inline void load_param(const Row& row, int size, float* p) {
   }
 }
 
-// Moments that are kept element by element.
+// Moments in bfloat16.
 inline void load_moments(const Row& row, int size, float* m, float* v) {
-  const bool full = row.types.moments == Moments::full;
-  load(full ? Dtype::float32 : Dtype::bfloat16, row.arrays[exp_avg], size, m);
-  load(full ? Dtype::float32 : Dtype::bfloat16, row.arrays[exp_avg_sq], size, v);
+  from_bfloat16(static_cast<const std::uint16_t*>(row.arrays[exp_avg]), size, m);
+  from_bfloat16(static_cast<const std::uint16_t*>(row.arrays[exp_avg_sq]), size, v);
 }
 
-// The dithers of a block.
-class Dithers {
+// The dithers of a block, wherever its elements are in the whole tensor.
+class Placed {
  public:
-  Dithers(const Row& row, std::int64_t begin, int size, std::uint32_t step)
-      : by_step_first_(step * beta), by_step_second_(step * alpha) {
+  Placed(const Dithers& dithers, const Row& row, std::int64_t begin, int size) : dithers_(dithers) {
     std::int64_t within = begin % row.run, base = row.offset + begin / row.run * row.stride;
     index_ = static_cast<std::uint32_t>(base + within);
     whole_ = within + size <= row.run;
     if (whole_) return;
     for (int j = 0; j < size; ++j) {
       const auto index = static_cast<std::uint32_t>(base + within);
-      first_[j] = index * alpha;
-      second_[j] = index * beta;
+      first_[j] = *dithers.first(index);
+      second_[j] = *dithers.second(index);
+      levels_[j] = *dithers.levels(index);
+      if (j % group == 0) starts_[j / group] = index;
       if (++within == row.run) within = 0, base += row.stride;
     }
   }
 
   // Of the group whose elements begin at this one of the block.
-  Dither first(int at) const {
-    if (!whole_) return {first_ + at, by_step_first_};
-    return {multiples.of_alpha, (index_ + at) * alpha + by_step_first_};
+  const std::uint32_t* first(int at) const {
+    return whole_ ? dithers_.first(index_ + at) : first_ + at;
   }
-  Dither second(int at) const {
-    if (!whole_) return {second_ + at, by_step_second_};
-    return {multiples.of_beta, (index_ + at) * beta + by_step_second_};
+  const std::uint32_t* second(int at) const {
+    return whole_ ? dithers_.second(index_ + at) : second_ + at;
+  }
+  const float* levels(int at) const { return whole_ ? dithers_.levels(index_ + at) : levels_ + at; }
+  std::int32_t scale(int at) const {
+    return dithers_.scale(whole_ ? index_ + at : starts_[at / group]);
   }
 
  private:
-  std::uint32_t index_, by_step_first_, by_step_second_;
+  const Dithers& dithers_;
+  std::uint32_t index_, starts_[most_groups];
   bool whole_;  // whether the elements follow one another in the whole tensor
   alignas(64) std::uint32_t first_[block], second_[block];
+  alignas(64) float levels_[block];
 };
 
-inline void store_param(const Row& row, const float* p, const Dithers& dithers, int groups) {
+inline void store_param(const Row& row, const float* p, const Placed& dithers, int groups) {
   auto* weights = static_cast<std::uint16_t*>(row.arrays[param]);
   auto* halves = static_cast<std::uint16_t*>(row.arrays[master]);
   auto* bytes = static_cast<std::uint8_t*>(row.arrays[master]);
@@ -122,7 +125,7 @@ inline void store_param(const Row& row, const float* p, const Dithers& dithers, 
     return;
   }
   for (int at = 0; at < groups * group; at += group) {
-    const Dither second = dithers.second(at);
+    const std::uint32_t* second = dithers.second(at);
     if (row.types.master == Master::rest16)
       split(p + at, second, weights + at, halves + at);
     else if (row.types.master == Master::rest8)
@@ -134,28 +137,13 @@ inline void store_param(const Row& row, const float* p, const Dithers& dithers, 
   }
 }
 
-inline void store_moments(const Row& row, const float* m, const float* v, const float* g,
-                          Span* spans, const Dithers& dithers, int groups) {
-  void* first = row.arrays[exp_avg];
-  void* second = row.arrays[exp_avg_sq];
-  auto* halves = static_cast<std::uint16_t*>(first);
-  auto* bytes = static_cast<std::uint8_t*>(first);
-  auto* others = static_cast<std::uint16_t*>(second);
-  switch (row.types.moments) {
-    case Moments::full:
-      __builtin_memcpy(first, m, sizeof(float) * groups * group);
-      __builtin_memcpy(second, v, sizeof(float) * groups * group);
-      return;
-    case Moments::bfloat16:
-      for (int at = 0; at < groups * group; at += group) {
-        to_bfloat16(m + at, dithers.second(at), halves + at);
-        to_bfloat16(v + at, dithers.first(at), others + at);
-      }
-      return;
-    case Moments::int8:
-      return Codec<8>::encode(m, v, g, spans, dithers, groups, halves, others);
-    case Moments::int4:
-      return Codec<4>::encode(m, v, g, spans, dithers, groups, bytes, others);
+inline void store_moments(const Row& row, const float* m, const float* v, const Placed& dithers,
+                          int groups) {
+  auto* first = static_cast<std::uint16_t*>(row.arrays[exp_avg]);
+  auto* second = static_cast<std::uint16_t*>(row.arrays[exp_avg_sq]);
+  for (int at = 0; at < groups * group; at += group) {
+    to_bfloat16(m + at, dithers.second(at), first + at);
+    to_bfloat16(v + at, dithers.first(at), second + at);
   }
 }
 

@@ -1,7 +1,6 @@
 // Moment formats and split weights in C++: src/adamas/formats.py, name for name. Everything works
-// on blocks of up to eight groups of 64 elements. Loops over a group have a fixed length and no
-// branches, so that the compiler vectorises them whole; and what a group must know as a whole
-// before it can go on is found for all groups of a block first, so that none waits for another.
+// on groups of 64 elements. Loops over a group have a fixed length and no branches, so that the
+// compiler vectorises them whole.
 //
 // Internal linkage and no standard header but of types, for the reason that rule.hpp gives.
 #pragma once
@@ -16,7 +15,7 @@ constexpr int most_groups = 8, block = most_groups * group;
 constexpr int scale_count = 3;
 
 constexpr std::int32_t largest_bits = 0x7f7f0000, nan_bits = 0x7fc00000, infinity = 0x7f800000,
-                       negligible = 0x0d800000;
+                       negligible = 0x21800000;
 constexpr std::uint32_t sign_bit = 0x80000000;
 
 inline std::int32_t bits_of(float x) {
@@ -41,23 +40,35 @@ inline float least(float a, float b) { return a < b ? a : b; }
 inline std::int32_t size_bits(float x) { return bits_of(x) & 0x7fffffff; }
 inline bool is_nan(std::int32_t bits) { return (bits & 0x7fffffff) > infinity; }
 
-constexpr std::uint32_t alpha = 3242174889, beta = 2447445413;
-
-struct Multiples {
-  std::uint32_t of_alpha[group] = {}, of_beta[group] = {};
-  constexpr Multiples() {
-    for (int j = 0; j < group; ++j) of_alpha[j] = j * alpha, of_beta[j] = j * beta;
+// The dithers of the 64 positions of a group at one step, 16 bits each. They are those of every
+// group; a group that begins elsewhere than at a multiple of 64 begins elsewhere in them.
+class Dithers {
+ public:
+  explicit Dithers(std::uint32_t step) : base_(step * by_step_second) {
+    for (int j = 0; j < 2 * group; ++j) {
+      const auto index = static_cast<std::uint32_t>(j);
+      first_[j] = (index * (49u << 26) + step * by_step_first) >> 16;
+      second_[j] = (index * (35u << 26) + base_) >> 16;
+      levels_[j] = static_cast<float>(static_cast<std::int32_t>(first_[j])) * 0x1p-16f + 1;
+    }
   }
-};
-alignas(64) constexpr Multiples multiples;
 
-// One dither's words for a group: what is added to each of 64 words. Where elements follow one
-// another in the whole tensor, those are the same for all groups, and need not be written down.
-struct Dither {
-  const std::uint32_t* words;
-  std::uint32_t base;
+  // Of the element at this index in the whole tensor, and those after it.
+  const std::uint32_t* first(std::uint32_t index) const { return first_ + index % group; }
+  const std::uint32_t* second(std::uint32_t index) const { return second_ + index % group; }
+  // One more than the first, as a fraction.
+  const float* levels(std::uint32_t index) const { return levels_ + index % group; }
+  // Of a group whose first element has this index.
+  std::int32_t scale(std::uint32_t index) const {
+    return static_cast<std::int32_t>((index / group * by_step_first + base_) >> 16);
+  }
 
-  std::uint32_t operator[](int j) const { return words[j] + base; }
+ private:
+  static constexpr std::uint32_t by_step_first = 2447445413, by_step_second = 3242174889;
+
+  std::uint32_t base_;
+  alignas(64) std::uint32_t first_[2 * group], second_[2 * group];
+  alignas(64) float levels_[2 * group];
 };
 
 // Of v, at least 0 or NaN, as a codec keeps it.
@@ -70,10 +81,13 @@ inline std::int32_t bounded_bits(float v) {
 // The bits of 2^floor(exponent / 2) of a number of at least 0, given by its bits.
 inline std::int32_t frame(std::int32_t v) { return ((v >> 1) + 0x1fc00000) & infinity; }
 
+// The bits of its reciprocal.
+inline std::int32_t inverse_frame(std::int32_t v) { return (0x5fbfffff - (v >> 1)) & infinity; }
+
 // Rounds a number of less than 2^22 to the nearest, ties to even: in the last bits of the result.
 inline std::int32_t nearest(float x) { return bits_of(x + 0x1.8p23f); }
 
-// Of a group the smallest and the largest v, by their bits, and the smallest size of a gradient.
+// Of a group the smallest and the largest v, by their bits, and the smallest square of a gradient.
 struct Span {
   std::uint32_t lowest = 0xffffffff, highest = 0;
   std::int32_t gradient = infinity;
@@ -82,7 +96,7 @@ struct Span {
     const auto b = static_cast<std::uint32_t>(bits_of(v));
     lowest = b < lowest ? b : lowest;
     highest = b > highest ? b : highest;
-    gradient = least(gradient, size_bits(g));
+    gradient = least(gradient, bits_of(g * g));
   }
 
   // Whether some v is zero, or beyond what a codec keeps.
@@ -133,88 +147,81 @@ struct Codec {
   // Reads the moments of one group.
   class Decoder {
    public:
-    Decoder(const Word* words, const std::uint16_t* scales)
-        : words_(words),
-          low_(top_half(scales[0])),
-          step_(quantum(low_, top_half(scales[1]))),
-          unit_(float_of(top_half(scales[2])) / largest) {}
+    explicit Decoder(const std::uint16_t* scales)
+        : step_(quantum(top_half(scales[0]), top_half(scales[1]))),
+          below_(top_half(scales[0]) - step_),
+          unit_(float_of(top_half(scales[2])) / largest * (bits == 8 ? 0x1p-24f : 0x1p-56f)) {}
 
-    void operator()(int j, float& m, float& v) const {
-      const std::int32_t word = words_[j], k = (word >> bits) - 1;
-      const std::int32_t stored = (low_ + k * step_) & ~(k >> 31);
-      const auto shifted =
-          static_cast<std::int32_t>(static_cast<std::uint32_t>(word) << (32 - bits));
-      const std::int32_t code = shifted >> (32 - bits), size = code < 0 ? -code : code;
-      const std::int32_t level = bits == 8 ? code : code * (size + 6);
-      m = static_cast<float>(level) * unit_ * float_of(frame(stored));
+    void operator()(std::int32_t word, float& m, float& v) const {
+      const std::int32_t code = word >> bits;
+      const std::int32_t positive = below_ + code * step_, stored = code ? positive : 0;
+      // The code of m times 2^24 or 2^28, and its level times 2^24 or 2^56; unit_ makes up for it.
+      const auto shifted = static_cast<float>(
+          static_cast<std::int32_t>(static_cast<std::uint32_t>(word) << (32 - bits)));
+      const float size = float_of(size_bits(shifted));
+      const float level = bits == 8 ? shifted : shifted * (size + 6 * 0x1p28f);
+      m = level * unit_ * float_of(frame(stored));
       v = float_of(stored);
     }
 
    private:
-    const Word* __restrict words_;
-    std::int32_t low_, step_;
+    std::int32_t step_, below_;
     float unit_;
   };
 
-  // Writes the moments of some groups, whose v, and gradients, are said to be so. Each pass is over
-  // all groups, so that none waits for what is found of another.
-  template <class Dithers>
-  static void encode(const float* m, const float* v, const float* g, Span* spans,
-                     const Dithers& dithers, int groups, Word* words, std::uint16_t* scales) {
-    std::int32_t low[most_groups], step[most_groups], size[most_groups];
-    float inverse_step[most_groups], inverse[most_groups];
-    alignas(64) float u[block];
-    bool special[most_groups];
-    for (int i = 0; i < groups; ++i) {
-      special[i] = spans[i].special();
-      if (special[i]) spans[i].restrict_to_kept(v + i * group);
-      const auto highest = static_cast<std::int32_t>(spans[i].highest);
+  // Writes the moments of one group: first v, then m, for the scale of m is known only when all of
+  // v is written.
+  class Encoder {
+   public:
+    void write_v(const float* m, const float* v, Span span, const float* dither, Word* words,
+                 std::uint16_t* scales) {
+      const bool special = span.special();
+      if (special) span.restrict_to_kept(v);
+      const auto highest = static_cast<std::int32_t>(span.highest);
       const std::int32_t high = least((highest + edge) & ~edge, largest_bits);
-      low[i] = static_cast<std::int32_t>(spans[i].lowest) & ~edge;
-      step[i] = quantum(low[i], high);
-      inverse_step[i] = 65535.0f / static_cast<float>(step[i]);
-      scales[3 * i] = static_cast<std::uint16_t>(low[i] >> 16);
-      scales[3 * i + 1] = static_cast<std::uint16_t>(high >> 16);
+      const std::int32_t low = static_cast<std::int32_t>(span.lowest) & ~edge;
+      scales[0] = static_cast<std::uint16_t>(low >> 16);
+      scales[1] = static_cast<std::uint16_t>(high >> 16);
+      zeros_ = span.gradient == 0;
+      const std::int32_t step = quantum(low, high);
+      size_ = special ? encode_v<true>(m, v, dither, low, step, u_, words)
+                      : encode_v<false>(m, v, dither, low, step, u_, words);
     }
-    for (int i = 0; i < groups; ++i) {
-      const int at = i * group;
-      const auto write = special[i] ? encode_v<true> : encode_v<false>;
-      size[i] = write(m + at, v + at, dithers.first(at), low[i], step[i], inverse_step[i], u + at,
-                      words + at);
+
+    void write_m(const float* g, const std::uint32_t* dither, std::int32_t scale_dither,
+                 Word* words, std::uint16_t* scales) const {
+      const bool poisoned = size_ > largest_bits, kept = size_ >= negligible && !poisoned;
+      const std::int32_t rounded = (size_ + scale_dither) >> 16;
+      scales[2] = static_cast<std::uint16_t>(kept ? rounded : poisoned ? nan_bits >> 16 : 0);
+      if (!kept) return;  // u may be infinite or NaN, and its code is zero
+      const float inverse = largest / float_of(size_);
+      zeros_ ? encode_m<true>(u_, g, dither, inverse, words)
+             : encode_m<false>(u_, g, dither, inverse, words);
     }
-    for (int i = 0; i < groups; ++i) {
-      const bool poisoned = size[i] > largest_bits, kept = size[i] >= negligible && !poisoned;
-      const auto fraction = static_cast<std::int32_t>(dithers.second(i * group)[0] >> 16);
-      const std::int32_t scale = kept ? (size[i] + fraction) >> 16 : poisoned ? nan_bits >> 16 : 0;
-      scales[3 * i + 2] = static_cast<std::uint16_t>(scale);
-      inverse[i] = kept ? largest / float_of(size[i]) : 0.0f;
-    }
-    for (int i = 0; i < groups; ++i) {
-      const int at = i * group;
-      if (inverse[i] == 0) continue;  // u may be infinite or NaN, and its code is zero
-      if (spans[i].gradient == 0)
-        encode_m<true>(u + at, g + at, dithers.second(at), inverse[i], words + at);
-      else
-        encode_m<false>(u + at, g + at, dithers.second(at), inverse[i], words + at);
-    }
-  }
+
+   private:
+    alignas(64) float u_[group];
+    std::int32_t size_;  // the largest of u, by its bits
+    bool zeros_;         // whether some gradient is zero
+  };
 
  private:
   // Writes v's codes. Answers with the bits of the largest |u|.
   template <bool special>
   static std::int32_t encode_v(const float* __restrict m, const float* __restrict v,
-                               const Dither dither, std::int32_t low, std::int32_t step,
-                               float inverse_step, float* __restrict u, Word* __restrict words) {
+                               const float* __restrict dither, std::int32_t low, std::int32_t step,
+                               float* __restrict u, Word* __restrict words) {
+    const float inverse_step = 65535.0f / 65536 / static_cast<float>(step);
+    const std::int32_t below = low - step;
     std::int32_t highest = 0;
     for (int j = 0; j < group; ++j) {
       const std::int32_t b = special ? bounded_bits(v[j]) : bits_of(v[j]);
-      const float level = static_cast<float>(b - low) * inverse_step;
-      const auto fraction = static_cast<std::int32_t>(dither[j] >> 16);
-      const std::int32_t k = (static_cast<std::int32_t>(level) + fraction) >> 16;
+      const float level = static_cast<float>(b - low) * inverse_step + dither[j];
       // A mask: with it, loads stay unconditional, and fast.
       const std::int32_t positive = special ? -b >> 31 : -1;
-      const float relative = m[j] * float_of(0x7f000000 - frame(low + k * step));
-      words[j] = static_cast<Word>(((k + 1) & positive) << bits);
+      const auto code = static_cast<std::int32_t>(level);
+      const float relative = m[j] * float_of(inverse_frame(below + code * step));
+      words[j] = static_cast<Word>((code & positive) << bits);
       u[j] = float_of(bits_of(relative) & positive);
       highest = most(highest, size_bits(relative) & positive);
     }
@@ -223,8 +230,9 @@ struct Codec {
 
   // Adds m's codes.
   template <bool zeros>
-  static void encode_m(const float* __restrict u, const float* __restrict g, const Dither dither,
-                       float inverse, Word* __restrict words) {
+  static void encode_m(const float* __restrict u, const float* __restrict g,
+                       const std::uint32_t* __restrict dither, float inverse,
+                       Word* __restrict words) {
     for (int j = 0; j < group; ++j) {
       if (bits == 8 && !zeros) {  // as below: rounding to nearest is symmetric
         words[j] |= static_cast<Word>(nearest(u[j] * inverse) & mask);
@@ -232,7 +240,7 @@ struct Codec {
       }
       float code = curve(float_of(size_bits(u[j])) * inverse);
       if (zeros) {
-        const auto fraction = static_cast<float>(static_cast<std::int32_t>(dither[j] >> 16));
+        const auto fraction = static_cast<float>(static_cast<std::int32_t>(dither[j]));
         code += g[j] != 0 ? 0.0f : fraction * 0x1p-16f - settle;
       }
       const std::int32_t rounded = nearest(code);
@@ -241,11 +249,11 @@ struct Codec {
   }
 };
 
-inline void to_bfloat16(const float* __restrict x, const Dither dither,
+inline void to_bfloat16(const float* __restrict x, const std::uint32_t* __restrict dither,
                         std::uint16_t* __restrict halves) {
   for (int j = 0; j < group; ++j) {
     const auto bits = static_cast<std::uint32_t>(bits_of(x[j]));
-    const std::uint32_t rounded = (bits + (dither[j] >> 16)) >> 16;
+    const std::uint32_t rounded = (bits + dither[j]) >> 16;
     halves[j] = static_cast<std::uint16_t>(is_nan(bits_of(x[j])) ? nan_bits >> 16 : rounded);
   }
 }
@@ -273,13 +281,12 @@ inline std::uint16_t to_float16(float x) {
   return static_cast<std::uint16_t>(half | (bits_of(x) >> 16 & 0x8000));
 }
 
-inline void to_float16(const float* __restrict x, const Dither dither,
+inline void to_float16(const float* __restrict x, const std::uint32_t* __restrict dither,
                        std::uint16_t* __restrict halves) {
   for (int j = 0; j < group; ++j) {
     const std::int32_t size = size_bits(x[j]);
     const std::int32_t exponent = least(most(size >> 23, 113), 254);
-    const float fraction =
-        static_cast<float>(static_cast<std::int32_t>(dither[j] >> 19)) * 0x1p-13f;
+    const float fraction = static_cast<float>(static_cast<std::int32_t>(dither[j] >> 3)) * 0x1p-13f;
     const std::int32_t finite = (size - infinity) >> 31;  // a mask
     const float counts = float_of(size & finite) * float_of((264 - exponent) << 23) + fraction;
     const float rounded =
@@ -291,12 +298,12 @@ inline void to_float16(const float* __restrict x, const Dither dither,
 
 // A bfloat16 weight and the 16 or 8 bits of its master weight that follow it.
 template <class Rest>
-void split(const float* __restrict x, const Dither dither, std::uint16_t* __restrict weights,
-           Rest* __restrict rest) {
+void split(const float* __restrict x, const std::uint32_t* __restrict dither,
+           std::uint16_t* __restrict weights, Rest* __restrict rest) {
   constexpr bool rounds = sizeof(Rest) == 1;
   for (int j = 0; j < group; ++j) {
     auto bits = static_cast<std::uint32_t>(is_nan(bits_of(x[j])) ? nan_bits : bits_of(x[j]));
-    if (rounds) bits += is_nan(static_cast<std::int32_t>(bits)) ? 0 : dither[j] >> 24;
+    if (rounds) bits += is_nan(static_cast<std::int32_t>(bits)) ? 0 : dither[j] >> 8;
     weights[j] = static_cast<std::uint16_t>((bits + 0x8000) >> 16);
     rest[j] = static_cast<Rest>(bits >> (rounds ? 8 : 0));
   }

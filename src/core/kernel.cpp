@@ -36,15 +36,11 @@ bool is_usual(const Coefficients<T>& c) {
 }
 
 // Moments in the parameter's own type, all of it where it lies.
-template <class T, bool amsgrad, bool usual>
-void loop(const Row& row, const Coefficients<T>& given, std::int64_t begin, std::int64_t end) {
+template <bool amsgrad, bool usual, class T>
+void loop(T* __restrict p, const T* __restrict g, T* __restrict m, T* __restrict v,
+          T* __restrict v_max, const Coefficients<T>& given, std::int64_t size) {
   const auto c = usual ? without_extras(given) : given;
-  T* __restrict p = static_cast<T*>(row.arrays[param]);
-  const T* __restrict g = static_cast<const T*>(row.arrays[grad]);
-  T* __restrict m = static_cast<T*>(row.arrays[exp_avg]);
-  T* __restrict v = static_cast<T*>(row.arrays[exp_avg_sq]);
-  T* __restrict v_max = static_cast<T*>(row.arrays[max_exp_avg_sq]);
-  for (std::int64_t i = begin; i < end; ++i) {
+  for (std::int64_t i = 0; i < size; ++i) {
     T unused = 0;
     adam<amsgrad>(p[i], g[i], m[i], v[i], amsgrad ? v_max[i] : unused, c);
   }
@@ -52,12 +48,20 @@ void loop(const Row& row, const Coefficients<T>& given, std::int64_t begin, std:
 
 template <class T>
 void step(const Row& row, const Coefficients<T>& c, std::int64_t begin, std::int64_t end) {
-  if (row.arrays[max_exp_avg_sq])
-    is_usual(c) ? loop<T, true, true>(row, c, begin, end)
-                : loop<T, true, false>(row, c, begin, end);
-  else
-    is_usual(c) ? loop<T, false, true>(row, c, begin, end)
-                : loop<T, false, false>(row, c, begin, end);
+  T* p = static_cast<T*>(row.arrays[param]) + begin;
+  const T* g = static_cast<const T*>(row.arrays[grad]) + begin;
+  T* m = static_cast<T*>(row.arrays[exp_avg]) + begin;
+  T* v = static_cast<T*>(row.arrays[exp_avg_sq]) + begin;
+  const std::int64_t size = end - begin;
+  if (row.arrays[max_exp_avg_sq]) {
+    T* v_max = static_cast<T*>(row.arrays[max_exp_avg_sq]) + begin;
+    is_usual(c) ? loop<true, true>(p, g, m, v, v_max, c, size)
+                : loop<true, false>(p, g, m, v, v_max, c, size);
+    return;
+  }
+  T* none = nullptr;
+  is_usual(c) ? loop<false, true>(p, g, m, v, none, c, size)
+              : loop<false, false>(p, g, m, v, none, c, size);
 }
 
 template <class T>
@@ -96,61 +100,84 @@ void step_and_measure(const Row& row, const Coefficients<T>& c, std::int64_t beg
   }
 }
 
-// Of a block in float32. Parameters and gradients that are of float32 are used where they lie.
+// A block in float32. What is kept in that type is used where it lies.
 struct Stage {
-  alignas(64) float params[block], grads[block], m[block], v[block], v_max[block];
-  float* p;
+  alignas(64) float params[block], grads[block], first[block], second[block];
+  float *p, *m, *v, *v_max;
   const float* g;
   Span spans[most_groups];
+
+  void open(const Row& part, int size) {
+    const bool full = part.types.moments == Moments::full;
+    p = part.types.param == Dtype::float32 ? static_cast<float*>(part.arrays[param]) : params;
+    m = full ? static_cast<float*>(part.arrays[exp_avg]) : first;
+    v = full ? static_cast<float*>(part.arrays[exp_avg_sq]) : second;
+    v_max = static_cast<float*>(part.arrays[max_exp_avg_sq]);
+    g = part.types.grad == Dtype::float32 ? static_cast<const float*>(part.arrays[grad]) : grads;
+    if (p == params) load_param(part, size, params);
+    if (g == grads) load(part.types.grad, part.arrays[grad], size, grads);
+    if (part.types.moments == Moments::bfloat16) load_moments(part, size, m, v);
+  }
+
+  void close(const Row& part, const Placed& dithers, int groups) const {
+    if (part.types.moments == Moments::bfloat16) store_moments(part, m, v, dithers, groups);
+    if (p == params) store_param(part, p, dithers, groups);
+  }
 };
 
-struct Plain {
-  const float *first, *second;
-
-  void operator()(int j, float& m, float& v) const { m = first[j], v = second[j]; }
-};
-
-// A group's moments are decoded where they are stepped, and what encoding needs to know of them is
-// found there, while square roots and divisions keep the processor waiting.
-template <bool amsgrad, bool usual, bool coded, class Decode>
-void step_group(const Decode decode, Stage& s, int i, const Coefficients<float>& given) {
+// What encoding needs to know of a group's moments is found where they are stepped, while square
+// roots and divisions keep the processor waiting.
+template <bool amsgrad, bool usual, int bits>
+void step_group(const typename Codec<bits>::Word* __restrict words, const std::uint16_t* scales,
+                Stage& s, int i, const Coefficients<float>& given) {
   const auto c = usual ? without_extras(given) : given;
+  const typename Codec<bits>::Decoder decode(scales);
   float* __restrict p = s.p + i * group;
   const float* __restrict g = s.g + i * group;
-  float* __restrict m = s.m + i * group;
-  float* __restrict v = s.v + i * group;
-  float* __restrict v_max = s.v_max + i * group;
+  float* __restrict m = s.first + i * group;
+  float* __restrict v = s.second + i * group;
+  float* __restrict v_max = amsgrad ? s.v_max + i * group : nullptr;
   Span span;
   for (int j = 0; j < group; ++j) {
     float unused = 0, first, second;
-    decode(j, first, second);
+    decode(words[j], first, second);
     adam<amsgrad>(p[j], g[j], first, second, amsgrad ? v_max[j] : unused, c);
     m[j] = first;
     v[j] = second;
-    if (coded) span.add(second, g[j]);
+    span.add(second, g[j]);
   }
-  if (coded) s.spans[i] = span;
+  s.spans[i] = span;
 }
 
+// While one group is stepped, which waits for square roots and divisions, the v of that before it
+// is written, and the m of that before, so that no group waits for what is found of itself.
 template <bool amsgrad, bool usual, int bits>
-void step_coded(const Row& part, Stage& s, int groups, const Coefficients<float>& c) {
-  using Word = typename Codec<bits>::Word;
-  const auto* words = static_cast<const Word*>(part.arrays[exp_avg]);
-  const auto* scales = static_cast<const std::uint16_t*>(part.arrays[exp_avg_sq]);
-  for (int i = 0; i < groups; ++i) {
-    const typename Codec<bits>::Decoder decode(words + i * group, scales + i * scale_count);
-    step_group<amsgrad, usual, true>(decode, s, i, c);
+void step_coded(const Row& part, Stage& s, int groups, const Placed& dithers,
+                const Coefficients<float>& c) {
+  auto* words = static_cast<typename Codec<bits>::Word*>(part.arrays[exp_avg]);
+  auto* scales = static_cast<std::uint16_t*>(part.arrays[exp_avg_sq]);
+  typename Codec<bits>::Encoder encoders[2];
+  for (int i = 0; i < groups + 2; ++i) {
+    if (i < groups)
+      step_group<amsgrad, usual, bits>(words + i * group, scales + i * scale_count, s, i, c);
+    if (const int k = i - 1, at = k * group; 0 <= k && k < groups)
+      encoders[k % 2].write_v(s.first + at, s.second + at, s.spans[k], dithers.levels(at),
+                              words + at, scales + k * scale_count);
+    if (const int k = i - 2, at = k * group; 0 <= k)
+      encoders[k % 2].write_m(s.g + at, dithers.second(at), dithers.scale(at), words + at,
+                              scales + k * scale_count);
   }
 }
 
 template <bool amsgrad, bool usual>
-void step_stage(const Row& part, Stage& s, int groups, const Coefficients<float>& c) {
-  if (part.types.moments == Moments::int8) return step_coded<amsgrad, usual, 8>(part, s, groups, c);
-  if (part.types.moments == Moments::int4) return step_coded<amsgrad, usual, 4>(part, s, groups, c);
-  alignas(64) float m[block], v[block];
-  load_moments(part, groups * group, m, v);
-  for (int i = 0; i < groups; ++i)
-    step_group<amsgrad, usual, false>(Plain{m + i * group, v + i * group}, s, i, c);
+void step_stage(const Row& part, Stage& s, int groups, const Placed& dithers,
+                const Coefficients<float>& c) {
+  if (part.types.moments == Moments::int8)
+    step_coded<amsgrad, usual, 8>(part, s, groups, dithers, c);
+  else if (part.types.moments == Moments::int4)
+    step_coded<amsgrad, usual, 4>(part, s, groups, dithers, c);
+  else
+    loop<amsgrad, usual>(s.p, s.g, s.m, s.v, s.v_max, c, groups * group);
 }
 
 // Everything else goes through blocks of float32: what a row keeps is read into one, stepped there,
@@ -160,31 +187,23 @@ void blocks(const Row& row, const double* coefficients, std::int64_t begin, std:
             Measures* found) {
   const auto c = rounded<float>(coefficients);
   const bool usual = is_usual(c);
-  const bool in_place = row.types.param == Dtype::float32;
-  const auto number = static_cast<std::uint32_t>(static_cast<std::int64_t>(coefficients[12]));
+  const Dithers dithers(static_cast<std::uint32_t>(static_cast<std::int64_t>(coefficients[12])));
   Stage s;
   alignas(64) float before[block];
   Window window(row, begin);
   while (begin < end) {
     const Row& part = window.open(end - begin);
     const int groups = static_cast<int>((part.size + group - 1) / group), size = groups * group;
-    s.p = in_place ? static_cast<float*>(part.arrays[param]) : s.params;
-    if (!in_place) load_param(part, size, s.p);
-    s.g =
-        part.types.grad == Dtype::float32 ? static_cast<const float*>(part.arrays[grad]) : s.grads;
-    if (s.g == s.grads) load(part.types.grad, part.arrays[grad], size, s.grads);
-    if (amsgrad) load(Dtype::float32, part.arrays[max_exp_avg_sq], size, s.v_max);
+    const Placed placed(dithers, row, begin, size);
+    s.open(part, size);
     if (found) __builtin_memcpy(before, s.p, sizeof(float) * size);
     if (usual)
-      step_stage<amsgrad, true>(part, s, groups, c);
+      step_stage<amsgrad, true>(part, s, groups, placed, c);
     else
-      step_stage<amsgrad, false>(part, s, groups, c);
-    if (amsgrad) __builtin_memcpy(part.arrays[max_exp_avg_sq], s.v_max, sizeof(float) * size);
-    const Dithers dithers(row, begin, size, number);
-    store_moments(part, s.m, s.v, s.g, s.spans, dithers, groups);
-    if (!in_place) store_param(part, s.p, dithers, groups);
+      step_stage<amsgrad, false>(part, s, groups, placed, c);
+    s.close(part, placed, groups);
     if (found) {
-      if (!in_place) load_param(part, size, s.p);
+      if (s.p == s.params) load_param(part, size, s.params);
       measure<float>(before, s.p, s.g, s.m, s.v, c.unscale, part.size, *found);
     }
     begin += part.size;
