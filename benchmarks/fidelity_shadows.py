@@ -105,7 +105,7 @@ class Nearest(NamedTuple):
         return x.reshape(-1)[:n]
 
 
-SHADOWS: dict[str, Shadow] = {
+CODECS: dict[str, Shadow] = {
     "bfloat16": Halves(),
     "int8": Coded(formats.CODECS["int8"], 2 + 6 / 64),
     "int4": Coded(formats.CODECS["int4"], 1 + 6 / 64),
