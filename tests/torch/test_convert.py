@@ -426,6 +426,8 @@ MATCHES = [
     ("abc", "cbd", "cb-", 2, 0, ["d"], ["a"]),
     ("ab,c", "ca,b", "ca,b", 3, 0, [], []),
     ("ab,c", "a,bcd", "a,bc-", 3, 0, ["d"], []),
+    ("abc", "ca,b", "ca,b", 3, 0, [], []),
+    ("a,b,c", "ca", "ca", 2, 0, [], ["b"]),
     ("abc", "", "", 0, 0, [], ["a", "b", "c"]),
 ]
 
@@ -484,6 +486,16 @@ def test_matches_a_model_by_name() -> None:
         )
 
 
+def test_other_groups_keep_their_options() -> None:
+    saved = of("abc").state_dict()
+    saved["param_groups"][0]["lr"] = 0.7
+    converted, report = convert_state_dict(saved, of("ca,b", rule=AdamW))
+    assert [group["lr"] for group in converted["param_groups"]] == [0.1, 1.1]
+    assert "the target's 2 groups keep their own options" in report.notes
+    same_count = convert_state_dict(saved, of("cab", rule=AdamW))[0]
+    assert same_count["param_groups"][0]["lr"] == 0.7
+
+
 def test_matches_by_position_where_names_are_unknown() -> None:
     given = of("abc", named=False).state_dict()
     converted, report = convert_state_dict(given, nn.ParameterDict(parameters("abc")))
@@ -498,7 +510,7 @@ def test_matches_by_position_where_names_are_unknown() -> None:
     two = of("ab,c", named=False).state_dict()
     with pytest.raises(ValueError, match=r"2 groups and no names.*give the optimizer"):
         convert_state_dict(two, parameters("abc").items())
-    with pytest.raises(ValueError, match="as many groups as the state, got 3 and 2"):
+    with pytest.raises(ValueError, match="as many groups as the state .*, got 3 and 2"):
         convert_state_dict(two, of("a,b,c"))
 
 

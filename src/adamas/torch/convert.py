@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from itertools import chain, zip_longest
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-
-from .checkpoint import StateDict, bare, pack_state, parts
+from .checkpoint import StateDict, pack_state, parts
 from .foreign import Group, Layout, in_the_group, recognise
 from .hyperparameters import hyper_of
+from .matching import Found, Pairs, Target, goal_of, match, named_groups
 from .recode import State
 
 FORMATS = ("torch", "adamas")
-
-Target = (
-    torch.nn.Module
-    | Optimizer
-    | Mapping[str, Any]
-    | Iterable[Tensor]
-    | Iterable[tuple[str, Tensor]]
-)
 
 _DEFAULTS: Group = {"maximize": False, "capturable": False, "differentiable": False}
 _DEFAULTS |= {"foreach": None, "fused": None}
@@ -83,30 +72,14 @@ class Converted(NamedTuple):
     report: Report
 
 
-class _Found(NamedTuple):
-    """A parameter of the source."""
-
-    name: str
-    group: int
-    state: State
-
-
 class _Source(NamedTuple):
     """What a state dictionary holds, in torch.optim's layout."""
 
     name: str
-    params: list[_Found]
+    params: list[Found]
     options: list[Group]
     named: bool
     notes: list[str]
-
-
-class _Wanted(NamedTuple):
-    """A parameter of the target; where the group is None, it is the source's."""
-
-    name: str
-    group: int | None
-    shape: torch.Size | None
 
 
 def convert_state_dict(
@@ -128,7 +101,8 @@ def convert_state_dict(
             shares the tensors that did not have to change.
         target: whom the result is for: a model, an optimizer, its state dictionary, or parameters
             with or without names. Parameters are matched by name where both sides know the names,
-            else by position. Without a target each keeps its place.
+            else by position. A target with other groups than the source's, which needs names, keeps
+            its own options. Without a target each parameter keeps its place.
         to: "torch" or "adamas", which have one form.
         strict: refuse a source that lacks a parameter of the target or has others. Else those it
             lacks get no state, and the others are left out.
@@ -148,9 +122,9 @@ def convert_state_dict(
     kept, options = source.params, source.options
     if decoupled_weight_decay is not None:
         options = [o | {"decoupled_weight_decay": decoupled_weight_decay} for o in options]
-    wanted, named = _wanted(target, kept, source.named)
-    by_name = named and source.named
-    pairs, extra = _match(wanted, kept, len(options), by_name)
+    goal = goal_of(target, kept, source.named)
+    by_name = goal.named and source.named
+    pairs, extra = match(goal.entries, kept, len(options), by_name)
     missing = [entry.name for entry, one in pairs if one is None]
     if strict and (missing or extra):
         raise ValueError(
@@ -158,7 +132,11 @@ def convert_state_dict(
             f"{extra[:5]} beyond them; to convert what matches, give strict=False"
         )
     matched = len(pairs) - len(missing)
-    result = _assemble(pairs, options, named)
+    notes = source.notes + _decay_notes(options)
+    if goal.options and len(goal.options) != len(options):
+        notes.append(f"the target's {len(goal.options)} groups keep their own options")
+        options = goal.options
+    result = _assemble(pairs, options, goal.named)
     report = Report(
         source=source.name,
         to=to,
@@ -168,7 +146,7 @@ def convert_state_dict(
         by_position=0 if by_name else matched,
         missing=missing,
         extra=extra,
-        notes=source.notes + _decay_notes(options),
+        notes=notes,
     )
     return Converted(result, report)
 
@@ -180,29 +158,12 @@ def _read_source(state_dict: Mapping[str, Any]) -> _Source:
             "with DeepSpeed's ds_to_universal"
         )
     states, raw_groups = parts(state_dict)
-    groups, names = _named(raw_groups)
+    groups, names = named_groups(raw_groups)
     _check_keys(groups, states)
     layout = recognise(groups, states.values())
     found, options = _read_groups(layout, groups, states, names)
     kept, notes = _drop_foreign(found)
     return _Source(layout.name, kept, options, names is not None, notes)
-
-
-def _named(raw_groups: list[Any]) -> tuple[list[Group], list[str] | None]:
-    """The groups, and their parameters' names: FSDP's state dictionaries have them for keys."""
-    groups = [dict(group) for group in raw_groups]
-    keys = list(chain.from_iterable(group["params"] for group in groups))
-    if keys and all(isinstance(key, str) for key in keys):
-        return groups, keys
-    if not keys or not all("param_names" in group for group in groups):
-        return groups, None
-    names = list(chain.from_iterable(group["param_names"] for group in groups))
-    if len(names) != len(keys):
-        raise ValueError(
-            f"param_names must be one for each of {len(keys)} parameters, got {len(names)}: the "
-            "state dictionary is damaged"
-        )
-    return groups, names
 
 
 def _check_keys(groups: list[Group], states: Mapping[Any, Any]) -> None:
@@ -223,9 +184,9 @@ def _check_keys(groups: list[Group], states: Mapping[Any, Any]) -> None:
 
 def _read_groups(
     layout: Layout, groups: list[Group], states: Mapping[Any, State], names: list[str] | None
-) -> tuple[list[_Found], list[Group]]:
+) -> tuple[list[Found], list[Group]]:
     """All parameters with their states in torch.optim's layout, and the groups' options."""
-    found: list[_Found] = []
+    found: list[Found] = []
     options = []
     for number, raw in enumerate(groups):
         keys = raw["params"]
@@ -233,7 +194,7 @@ def _read_groups(
         for key, state in zip(keys, group_states, strict=True):
             name = names[len(found)] if names else f"parameter {key}"
             read = layout.read_state(dict(state), group, name) if state else {}
-            found.append(_Found(name, number, read))
+            found.append(Found(name, number, read))
         options.append(_options(layout, group))
     return found, options
 
@@ -250,7 +211,7 @@ def _options(layout: Layout, group: Group) -> Group:
     return options
 
 
-def _drop_foreign(found: list[_Found]) -> tuple[list[_Found], list[str]]:
+def _drop_foreign(found: list[Found]) -> tuple[list[Found], list[str]]:
     """The states without what torch.optim has no place for, and notes of what that was."""
     places = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
     counts = Counter(key for one in found for key in one.state if key not in places)
@@ -273,100 +234,6 @@ def _decay_notes(options: list[Group]) -> list[str]:
         "decoupled, Adam as not"
     )
     return [text] if unknown else []
-
-
-def _wanted(target: Target | None, found: list[_Found], named: bool) -> tuple[list[_Wanted], bool]:
-    """The parameters of a target, and whether their names are known."""
-    if target is None:
-        return [_Wanted(one.name, one.group, None) for one in found], named
-    if isinstance(target, Optimizer):
-        return _wanted_groups(target.param_groups, {})
-    if isinstance(target, Mapping) and "param_groups" in target:
-        states, groups = parts(target)
-        return _wanted_groups([dict(group) for group in groups], states)
-    if isinstance(target, torch.nn.Module):
-        target = target.named_parameters()
-    items: list[Any] = list(target.items() if isinstance(target, Mapping) else target)
-    pairs = [item if isinstance(item, tuple) else (None, item) for item in items]
-    if not all(len(pair) == 2 and isinstance(pair[1], Tensor) for pair in pairs):
-        raise TypeError(
-            "target must be a model, an optimizer, its state dictionary, or parameters with or "
-            f"without names, got {type(target).__name__}"
-        )
-    names = [name for name, _ in pairs]
-    known = all(isinstance(name, str) for name in names)
-    return [
-        _Wanted(names[i] if known else f"parameter {i}", None, param.shape)
-        for i, (_, param) in enumerate(pairs)
-    ], known
-
-
-def _wanted_groups(groups: list[Group], states: Mapping[Any, Any]) -> tuple[list[_Wanted], bool]:
-    groups, names = _named(groups)
-    wanted: list[_Wanted] = []
-    for number, group in enumerate(groups):
-        for param in group["params"]:
-            name = names[len(wanted)] if names else f"parameter {len(wanted)}"
-            shaped = param if isinstance(param, Tensor) else states.get(param, {}).get("exp_avg")
-            wanted.append(_Wanted(name, number, getattr(shaped, "shape", None)))
-    return wanted, names is not None
-
-
-Pairs = list[tuple[_Wanted, _Found | None]]
-
-
-def _match(
-    wanted: list[_Wanted], found: list[_Found], groups: int, by_name: bool
-) -> tuple[Pairs, list[str]]:
-    """Each wanted parameter with the one found for it, and the names of those found for none."""
-    grouped = {entry.group for entry in wanted if entry.group is not None}
-    if grouped and max(grouped) >= groups:
-        raise ValueError(
-            f"the target must have as many groups as the state, got {max(grouped) + 1} and {groups}"
-        )
-    if by_name:
-        place = {bare(one.name): one for one in found}
-        goals = {bare(entry.name) for entry in wanted}
-        for names in ([one.name for one in found], [entry.name for entry in wanted]):
-            if twice := [name for name, n in Counter(map(bare, names)).items() if n > 1]:
-                raise ValueError(
-                    f"each parameter must have a name of its own, got {twice[:5]} twice: delete "
-                    "'param_names' from param_groups to match by position"
-                )
-        pairs: Pairs = [(entry, place.get(bare(entry.name))) for entry in wanted]
-        extra = [one.name for name, one in place.items() if name not in goals]
-    else:
-        pairs, extra = _match_by_position(wanted, found, groups, bool(grouped))
-    for entry, one in pairs:
-        shape = getattr(one.state.get("exp_avg"), "shape", None) if one else None
-        if shape is not None and entry.shape is not None and shape != entry.shape:
-            raise ValueError(
-                f"{entry.name} must have a state of its shape {tuple(entry.shape)}, got "
-                f"{tuple(shape)}: the state is of another model, or its parameters are in another "
-                "order; where both sides have names, they are matched by these"
-            )
-    return pairs, extra
-
-
-def _match_by_position(
-    wanted: list[_Wanted], found: list[_Found], groups: int, grouped: bool
-) -> tuple[Pairs, list[str]]:
-    if not grouped and groups > 1:
-        raise ValueError(
-            f"the state has {groups} groups and no names, so that a model's parameters cannot be "
-            "matched with it: give the optimizer as the target"
-        )
-    pairs: Pairs = []
-    extra = []
-    for number in range(groups):
-        mine = [entry for entry in wanted if (entry.group or 0) == number]
-        theirs = [one for one in found if one.group == number]
-        for entry, one in zip_longest(mine, theirs):
-            if entry is None:
-                extra.append(one.name)
-            else:
-                pairs.append((entry, one))
-    return pairs, extra
 
 
 def _assemble(pairs: Pairs, options: list[Group], named: bool) -> StateDict:
