@@ -9,13 +9,17 @@ CLIENTS := .venv/clients
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md $(shell find src -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test examples check sanitize arm64 bench clean
+.PHONY: train test nightly examples check sanitize arm64 bench clean
 
 train: $(INSTALLED)
 	$(BIN)/adamas train $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Thousands of random sequences beside torch.optim; about half an hour.
+nightly: $(INSTALLED)
+	ADAMAS_EXAMPLES=5000 $(BIN)/python -m pytest tests/torch/test_differential.py $(ARGS)
 
 # The scripts of examples/ and other trainers with adamas; installs what they need.
 examples: $(CLIENTS)

@@ -510,7 +510,7 @@ def test_matches_by_position_where_names_are_unknown() -> None:
     two = of("ab,c", named=False).state_dict()
     with pytest.raises(ValueError, match=r"2 groups and no names.*give the optimizer"):
         convert_state_dict(two, parameters("abc").items())
-    with pytest.raises(ValueError, match="as many groups as the state .*, got 3 and 2"):
+    with pytest.raises(ValueError, match=r"as many groups as the state .*, got 3 and 2"):
         convert_state_dict(two, of("a,b,c"))
 
 

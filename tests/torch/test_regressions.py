@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import warnings
 from copy import deepcopy
 from typing import Any
@@ -347,18 +348,25 @@ def test_row_45_no_step_asks_a_tensor_for_a_number(monkeypatch: pytest.MonkeyPat
     assert asked == []
 
 
-def test_row_46_nothing_is_left_behind_by_a_step() -> None:
-    params = [nn.Parameter(torch.ones(3)) for _ in range(10)]
-    optimizer = AdamW(params)
-    counts = []
-    for _ in range(6):
-        for _ in range(5):
-            grads(params)
-            optimizer.step()
-            optimizer.zero_grad()
-        gc.collect()
-        counts.append(len(gc.get_objects()))
-    assert counts[-1] - counts[2] < 10  # the interpreter's own caches may grow by a few
+@pytest.mark.parametrize("options", [{}, {"moments": "int8", "max_grad_norm": 1.0}])
+def test_row_46_1000_steps_leave_nothing_behind(options: dict[str, Any]) -> None:
+    params = [nn.Parameter(torch.ones(100)) for _ in range(10)]
+    optimizer = AdamW(params, **options)
+    for _ in range(10):
+        grads(params)
+        optimizer.step()
+    gc.collect()
+    objects = len(gc.get_objects())
+    tracemalloc.start()
+    optimizer.step()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(1000):
+        optimizer.step()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    gc.collect()
+    assert grown < 8000  # less than 8 bytes a step: the tables of tracemalloc itself
+    assert len(gc.get_objects()) - objects < 10  # the interpreter's own caches may grow by a few
 
 
 def test_no_warnings() -> None:
