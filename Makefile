@@ -17,7 +17,7 @@ train: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
-# Thousands of random sequences beside torch.optim; about half an hour.
+# Thousands of random sequences beside torch.optim, for a run overnight.
 nightly: $(INSTALLED)
 	ADAMAS_EXAMPLES=5000 $(BIN)/python -m pytest tests/torch/test_differential.py $(ARGS)
 

@@ -668,6 +668,24 @@ def test_convert_keeps_the_rest_of_a_file(adamas: Run) -> None:
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_convert_finds_states_in_lists(adamas: Run) -> None:
+    """Lightning's checkpoints have a list of them."""
+    first, second = bitsandbytes().saved, torch_optim().saved
+    torch.save({"epoch": 3, "optimizer_states": [first], "loops": [{}]}, "one.pt")
+    assert adamas("convert", "one.pt", "out.pt")[0] == 0
+    result = torch.load("out.pt", weights_only=True)
+    assert (result["epoch"], result["loops"]) == (3, [{}])
+    assert "exp_avg" in result["optimizer_states"][0]["state"][0]
+    torch.save({"optimizer_states": [second, first]}, "two.pt")
+    status, _, err = adamas("convert", "two.pt", "out.pt")
+    assert status == 2
+    assert "['optimizer_states.0', 'optimizer_states.1']: choose one with --key" in err
+    assert adamas("convert", "two.pt", "out.pt", "--key", "optimizer_states.1")[0] == 0
+    converted = torch.load("out.pt", weights_only=True)["optimizer_states"]
+    assert str(converted[0]) == str(torch.load("two.pt")["optimizer_states"][0])
+    assert "exp_avg" in converted[1]["state"][0]
+
+
 def test_convert_matches_with_another_checkpoint(adamas: Run) -> None:
     torch.save(of("abc").state_dict(), "in.pt")
     torch.save({"optim": of("cbd").state_dict()}, "like.pt")

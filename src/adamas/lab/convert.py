@@ -57,7 +57,7 @@ def convert_file(
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{source}: {error}") from None
-    whole = converted if place is None else dict(content) | {place: converted}
+    whole = _replaced(content, place, converted)
     try:
         write_atomically(out, lambda file: torch.save(whole, file))
     except OSError as error:
@@ -101,23 +101,48 @@ def load(path: Path, mmap: bool = False) -> Any:
         ) from None
 
 
-def _find(content: Any, path: Path, key: str | None) -> tuple[str | None, Any]:
-    """Under which key of a file an optimizer's state is, None if it is the whole, and the state."""
+def _find(content: Any, path: Path, key: str | None) -> tuple[tuple[Any, ...], Any]:
+    """Where in a file an optimizer's state is, as the keys that lead there, and the state."""
     if key is None and _is_state(content):
-        return None, content
+        return (), content
     entries = content if isinstance(content, Mapping) else {}
-    keys = [name for name, value in entries.items() if _is_state(value)]
+    places: dict[Any, tuple[Any, ...]] = {
+        name: (name,) for name, value in entries.items() if _is_state(value)
+    }
+    for name, value in entries.items():  # Lightning has a list, of one a state
+        if isinstance(value, list):
+            found = [i for i, each in enumerate(value) if _is_state(each)]
+            places |= {name if len(value) == 1 else f"{name}.{i}": (name, i) for i in found}
     if key is not None:
-        if key not in entries:
-            raise UserError(f"--key must be one of {list(entries)} in {path}, got {key!r}")
-        return key, entries[key]
-    if len(keys) != 1:
+        if key not in places and key not in entries:
+            raise UserError(f"--key must be one of {[*entries, *places]} in {path}, got {key!r}")
+        place = places.get(key, (key,))
+    elif len(places) == 1:
+        place = next(iter(places.values()))
+    else:
         shown = list(entries)[:10] or type(content).__name__
         raise UserError(
             f"{path} must hold one optimizer's state, with 'state' and 'param_groups', got "
-            + (f"those under {keys}: choose one with --key" if keys else f"{shown}")
+            + (f"those under {list(places)}: choose one with --key" if places else f"{shown}")
         )
-    return keys[0], entries[keys[0]]
+    return place, _at(content, place)
+
+
+def _at(content: Any, place: tuple[Any, ...]) -> Any:
+    for key in place:
+        content = content[key]
+    return content
+
+
+def _replaced(content: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """A copy of the content with this value at a place."""
+    if not place:
+        return value
+    key, *rest = place
+    inner = _replaced(content[key], tuple(rest), value)
+    if isinstance(content, list):
+        return [*content[:key], inner, *content[key + 1 :]]
+    return dict(content) | {key: inner}
 
 
 def _is_state(value: Any) -> bool:
