@@ -253,6 +253,17 @@ def test_the_table_follows_the_optimizer() -> None:
     )
 
 
+def test_the_table_takes_plain_groups() -> None:
+    groups = decay_groups(nn.Linear(300, 5, bias=False), 0.1)
+    groups.append({"params": [nn.Parameter(torch.ones(3))]})
+    assert str(groups).splitlines()[2].split() == ["optimizer's"] * 2 + ["1", "3", "no", "name"]
+
+
+def test_a_depth_that_is_no_number() -> None:
+    with pytest.raises(TypeError, match="depth must return a whole number, got None for 'weight'"):
+        decay_groups(nn.Linear(2, 2), 0.1, lr=1.0, layer_decay=0.5, depth=lambda name: None)  # type: ignore[arg-type, return-value]
+
+
 BAD = {
     "decay below 0": ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
     "decay nan": ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),

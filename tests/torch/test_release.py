@@ -183,6 +183,11 @@ def test_groups_are_those_of_the_optimizer_now() -> None:
     assert params[1].grad is not None
 
 
+def test_another_optimizer_is_refused() -> None:
+    with pytest.raises(TypeError, match="the optimizer must be adamas's, got AdamW"):
+        step_in_backward(torch.optim.AdamW([nn.Parameter(torch.ones(2))]))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("option", "value"), [("max_grad_norm", 1.0), ("skip_nonfinite", True)])
 def test_options_set_later_are_refused(option: str, value: Any) -> None:
     p, optimizer = one_parameter()

@@ -260,3 +260,10 @@ def test_copies_keep_the_options() -> None:
     del old["max_grad_norm"], old["skipped_steps"]
     optimizer.__setstate__(old)
     assert (optimizer.max_grad_norm, optimizer.skipped_steps) == (None, 0)
+
+
+@pytest.mark.parametrize(("option", "value"), [("max_grad_norm", 1.0), ("skip_nonfinite", True)])
+def test_a_group_has_no_clipping_of_its_own(option: str, value: Any) -> None:
+    group = {"params": [torch.nn.Parameter(torch.ones(2))], option: value}
+    with pytest.raises(ValueError, match=f"{option} is of all groups together, got {value} in one"):
+        AdamW([group])

@@ -69,6 +69,7 @@ def decay_groups(
     Raises:
         ValueError: an argument is out of range, no parameter can be trained, or there are no
             blocks to tell the depth by.
+        TypeError: ``depth`` does not return whole numbers.
 
     Source of layer-wise decay: Bao et al. 2021, arXiv 2106.08254.
     """
@@ -76,7 +77,7 @@ def decay_groups(
     owners = _owners(model)
     depths = dict.fromkeys(owners, 0)
     if layer_decay is not None:
-        depths = {name: depth(name) for name in owners} if depth else _depths(model, owners)
+        depths = _said(depth, owners) if depth else _depths(model, owners)
     groups = Groups()
     for (at, decays), params in _members(owners, depths, decay_embeddings):
         label = "decay" if decays else "no decay"
@@ -141,6 +142,14 @@ def _embeds(name: str, modules: list[nn.Module]) -> bool:
     return "embed" in own or "token" in own or any(isinstance(m, _EMBEDDINGS) for m in modules)
 
 
+def _said(depth: Callable[[str], int], owners: _Owners) -> dict[str, int]:
+    depths = {name: depth(name) for name in owners}
+    for name, at in depths.items():
+        if not isinstance(at, int):
+            raise TypeError(f"depth must return a whole number, got {at!r} for {name!r}")
+    return depths
+
+
 def _depths(model: nn.Module, owners: _Owners) -> dict[str, int]:
     """The depth of each parameter: see ``decay_groups``."""
     lists = {
@@ -197,11 +206,12 @@ def _check(weight_decay: float, lr: float | None, layer_decay: float | None, dep
 
 def _line(group: dict[str, Any]) -> tuple[str, ...]:
     # An optimizer that has taken a group keeps the names beside the parameters.
-    names = group.get("param_names") or [name for name, _ in group["params"]]
+    pairs = [("no name", p) if isinstance(p, Tensor) else p for p in group["params"]]
+    names = group.get("param_names") or [name for name, _ in pairs]
     more = [f"and {len(names) - _EXAMPLES:,} more"] if len(names) > _EXAMPLES else []
     return (
-        group["name"],
-        f"{group['weight_decay']:g}",
+        group.get("name", ""),
+        f"{group['weight_decay']:g}" if "weight_decay" in group else "optimizer's",
         f"{float(group['lr']):.4g}" if "lr" in group else "optimizer's",
         f"{len(names):,}",
         f"{_numel(group):,}",

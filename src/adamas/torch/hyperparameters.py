@@ -41,6 +41,16 @@ def _number(name: str, value: Any) -> Any:
     return value.item()
 
 
+def check_own(group: dict[str, Any]) -> None:
+    """Raises where a group has an option that is of all groups together."""
+    for option in ("max_grad_norm", "skip_nonfinite"):
+        if option in group:
+            raise ValueError(
+                f"{option} is of all groups together, got {group[option]!r} in one: give it to the "
+                "optimizer itself"
+            )
+
+
 def check_clipping(groups: Iterable[dict[str, Any]], max_grad_norm: float | None) -> None:
     """Raises where gradients are to be clipped that autograd sees.
 

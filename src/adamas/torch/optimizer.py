@@ -14,7 +14,7 @@ from torch.optim import optimizer as _torch
 from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
 from .footprint import Memory
-from .hyperparameters import check_clipping, hyper_of
+from .hyperparameters import check_clipping, check_own, hyper_of
 from .kinds import kept, kind_of
 from .plan import Plan, held, ready
 from .state import check_trainable
@@ -59,7 +59,8 @@ class Adam(Optimizer):
 
     Attributes:
         last_grad_norm: the global norm of the last step's gradients, unscaled and before clipping,
-            with ``max_grad_norm`` or ``skip_nonfinite``; None before the first step.
+            with ``max_grad_norm`` or ``skip_nonfinite``; None before the first step, and what it
+            was where a step is skipped.
         skipped_steps: how many steps were skipped, by ``skip_nonfinite`` or by a gradient scaler,
             whose scaled gradients the step takes as they are (``torch.amp.GradScaler``).
 
@@ -137,6 +138,7 @@ class Adam(Optimizer):
         try:
             hyper_of(group)
             kind = kind_of(group)
+            check_own(group)
             check_clipping([group], self.max_grad_norm)
             for param in group["params"]:
                 check_trainable(param)

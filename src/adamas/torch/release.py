@@ -41,6 +41,7 @@ def step_in_backward(optimizer: Adam, accumulate: int = 1) -> BackwardStepper:
     Raises:
         ValueError: the optimizer has such options, or ``accumulate`` is below 1; during backward,
             where it has got such options.
+        TypeError: the optimizer is not one of adamas's.
         RuntimeError: during backward or ``optimizer.step()``, where a parameter gets a gradient
             after it was stepped, or where a gradient scaler steps.
 
@@ -57,6 +58,11 @@ class BackwardStepper:
             raise ValueError(
                 f"accumulate must be a whole number of at least 1, got {accumulate!r}: the number "
                 "of backward passes to one step"
+            )
+        if not isinstance(optimizer, Adam):
+            raise TypeError(
+                f"the optimizer must be adamas's, got {type(optimizer).__name__}: make it from "
+                "adamas.torch"
             )
         _check_options(optimizer)
         self._optimizer, self._accumulate = optimizer, accumulate
