@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import COLUMNS, numbers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adamas import Hyper, formats, native, reference
 
@@ -72,6 +74,35 @@ def test_scales_that_are_made_are_possible(codec: formats.Codec) -> None:
         words, scales = codec.encode(*moments, index % 2 == 0, index, step)
         formats.check_scales(scales, "scales")
         codec.decode(words, scales)
+
+
+@pytest.mark.parametrize("codec", formats.CODECS.values(), ids=formats.CODECS)
+@given(
+    seed=st.integers(0, 1 << 32),
+    binades=st.integers(0, 60),
+    bound=st.sampled_from([1e-3, 1.0, 7.27]),
+    step=st.integers(1, 1 << 40),
+)
+def test_an_update_exceeds_its_bound_by_no_more_than_the_quantum(
+    codec: formats.Codec, seed: int, binades: int, bound: float, step: int
+) -> None:
+    """Of |m| / sqrt(v) <= bound: v is off by a step of its grid, m by some half of its own."""
+    rng = np.random.default_rng(seed)
+    v = np.exp2(rng.uniform(-binades, 0, 128)).astype(np.float32)
+    m = (bound * np.sqrt(v) * rng.uniform(-1, 1, 128)).astype(np.float32)
+    m[::7] = (bound * np.sqrt(v) * np.sign(m))[::7].astype(np.float32)
+    words, scales = codec.encode(m, v, m != 0, np.arange(128, dtype=np.uint32), step)
+    decoded = codec.decode(words, scales)
+    bits = [x.view(np.uint32).astype(np.int64) for x in (decoded[1], v)]
+    low, high = scales.astype(np.int64).T[:2] << 16
+    quantum = (high - low) / (codec.levels - 1) + 1
+    assert (abs(bits[0] - bits[1]) <= 1.01 * np.repeat(quantum, 64)).all()
+    a, b = (x.astype(np.float64) for x in decoded)
+    frame = np.exp2(np.floor((np.frexp(b)[1] - 1) / 2))
+    largest = np.repeat((abs(m) / frame).reshape(2, 64).max(1), 64)
+    half = {8: 0.5 / 127, 4: 10.5 / 91}[codec.bits] + 2**-7
+    assert (abs(a - m) <= frame * largest * half).all()
+    assert largest.max() <= 2 * bound * np.exp2(quantum.max() / (1 << 23))
 
 
 @pytest.mark.parametrize(

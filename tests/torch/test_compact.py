@@ -102,6 +102,24 @@ def test_a_parameter_that_is_set_anew_is_its_own_master() -> None:
     assert trained(p, optimizer.state[p]).tolist() == pytest.approx([3.0 - 1e-5] * 70, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_row_27_moments_keep_their_own_type(dtype: torch.dtype) -> None:
+    """REGRESSIONS 27: neither a step nor a load cuts them to the parameter's 16 bits."""
+    params = [nn.Parameter(torch.ones(70).to(dtype))]
+    optimizer = Adam(params)
+    for t in range(3):
+        params[0].grad = torch.full((70,), 1 + 2**-7 * t).to(dtype)
+        optimizer.step()
+    saved = through_file(optimizer.state_dict())
+    other = Adam([nn.Parameter(params[0].detach().clone())])
+    other.load_state_dict(saved)
+    for state in (optimizer.state[params[0]], other.state[other.param_groups[0]["params"][0]]):
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert state[key].dtype == torch.float32
+            assert not torch.equal(state[key].to(dtype).float(), state[key])
+            assert torch.equal(state[key], optimizer.state[params[0]][key])
+
+
 @compact
 @pytest.mark.parametrize("through", [lambda s: s, through_file], ids=["memory", "file"])
 def test_between_formats(moments: str, through: Callable[[Any], Any]) -> None:
