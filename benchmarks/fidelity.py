@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from adamas.torch import AdamW
 
 SHADOWS: dict[str, Shadow] = CODECS | installed()
-CONTEXT, BATCH = 128, 8
-FOLLOWED, TRAINED = (384, 6), (128, 4)  # width and layers: of the one, and of those over seeds
-LR, WARMUP = 1e-3, 40
+CONTEXT = 128
+# Width, layers and batch: of the network that is followed, and of those over seeds.
+FOLLOWED, TRAINED = (256, 4, 32), (128, 4, 8)
+LR, WARMUP = 2e-3, 40
 SEEDS, LOSS_STEPS = 3, 300
 TRAININGS = {
     "float32": {},
@@ -80,12 +81,12 @@ class Gpt(nn.Module):
         return logits
 
 
-def losses(model: nn.Module, seed: int) -> Iterator[Tensor]:
+def losses(model: nn.Module, batch: int, seed: int) -> Iterator[Tensor]:
     """Of one batch after the other."""
     text = torch.tensor(list("".join(pydoc_data.topics.topics.values()).encode()))
     generator = torch.Generator().manual_seed(seed)
     while True:
-        starts = torch.randint(0, len(text) - CONTEXT - 1, (BATCH,), generator=generator)
+        starts = torch.randint(0, len(text) - CONTEXT - 1, (batch,), generator=generator)
         x = torch.stack([text[i : i + CONTEXT + 1] for i in starts.tolist()])
         logits = model(x[:, :-1]).flatten(0, 1).float()
         yield nn.functional.cross_entropy(logits, x[:, 1:].flatten())
@@ -140,10 +141,11 @@ def follow(stream: list[np.ndarray], shadow: Shadow, beta2: float) -> Figures:
 def record(steps: int) -> tuple[list[np.ndarray], float]:
     """The gradients of the sample, step by step, and the last loss."""
     torch.manual_seed(0)
-    model = Gpt(*FOLLOWED)
+    *shape, batch = FOLLOWED
+    model = Gpt(*shape)
     optimizer = AdamW(model.parameters(), lr=LR, weight_decay=0.0)
     stream = []
-    for t, loss in zip(range(steps), losses(model, 0), strict=False):
+    for t, loss in zip(range(steps), losses(model, batch, 0), strict=False):
         optimizer.param_groups[0]["lr"] = LR * min(1.0, (t + 1) / WARMUP)
         optimizer.zero_grad()
         loss.backward()
@@ -155,11 +157,12 @@ def record(steps: int) -> tuple[list[np.ndarray], float]:
 def train(seed: int, options: dict[str, object]) -> float:
     """The mean loss of the last steps of a training."""
     torch.manual_seed(seed)
-    model = Gpt(*TRAINED)
+    *shape, batch = TRAINED
+    model = Gpt(*shape)
     model = model.bfloat16() if "master_bits" in options else model
     optimizer = AdamW(model.parameters(), lr=LR, weight_decay=0.01, **options)  # type: ignore[arg-type]
     found = []
-    for t, loss in zip(range(LOSS_STEPS), losses(model, seed), strict=False):
+    for t, loss in zip(range(LOSS_STEPS), losses(model, batch, seed), strict=False):
         optimizer.param_groups[0]["lr"] = LR * min(1.0, (t + 1) / WARMUP)
         optimizer.zero_grad()
         loss.backward()
@@ -168,9 +171,9 @@ def train(seed: int, options: dict[str, object]) -> float:
     return float(np.mean(found[-25:]))
 
 
-def count(shape: tuple[int, int]) -> float:
+def count(width: int, layers: int, _: int) -> float:
     """Parameters, in millions."""
-    return sum(p.numel() for p in Gpt(*shape).parameters()) / 1e6
+    return sum(p.numel() for p in Gpt(width, layers).parameters()) / 1e6
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
@@ -226,8 +229,8 @@ def main(steps: int = 350) -> None:
     text = TEXT.format(
         loss=loss,
         steps=steps,
-        size=count(FOLLOWED),
-        small=count(TRAINED),
+        size=count(*FOLLOWED),
+        small=count(*TRAINED),
         loss_steps=LOSS_STEPS,
         errors=table(headings, rows),
         bars=bars(found[0.999]),

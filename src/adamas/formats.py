@@ -30,6 +30,7 @@ _BY_INDEX = 49 << 26, 35 << 26
 _LARGEST = 0x7F7F0000  # the bits of the largest float32 whose last 16 are zero
 _NAN = 0x7FC00000
 _INFINITY = 0x7F800000
+_HALF = 0x00400000  # what one and a half has beside the bits of one
 _NEGLIGIBLE = 0x21800000  # of 2^-60
 
 
@@ -57,13 +58,14 @@ class Codec(NamedTuple):
       the group's smallest positive value to its largest, both rounded outward, to 16 bits or, at 8
       bits a code, to 12, so that the grid seldom moves. Code 0 is zero. The first dither decides
       between neighbours.
-    - m is kept as ``u = m / frame``, where frame is the power of two next to sqrt(v) as stored: an
-      update can never be blown up by the error of v. u is on a grid up to the group's largest |u|,
-      linear at 8 bits and with levels ``k * (k + 6)`` at 4, and is rounded to nearest; where the
-      gradient is zero, by the second dither, so that m decays. The largest |u| is rounded to 16
-      bits by the second dither at the group's number, which does not come round so soon. Where v is
-      zero, so is m.
-    - A word is v's code above m's, which is in two's complement.
+    - m is kept as ``u = m / frame``, where frame is near sqrt(v) as stored: a power of two or, at 4
+      bits, also one and a half of it. An update can never be blown up by the error of v. u is on a
+      grid up to the group's largest |u|, linear at 8 bits and with levels ``k * (k + 8)`` at 4, and
+      is rounded to nearest; where the gradient is zero, by the second dither, so that m decays. The
+      largest |u| is rounded to 16 bits by the second dither at the group's number, which does not
+      come round so soon. Where v is zero, so is m.
+    - A word of 16 bits is v's code above m's in two's complement. One of 8 bits is 0 where v is,
+      else the number ``17 * code_v + code_m - 8`` of one of 15 codes of v and one of 17 of m.
     """
 
     bits: int
@@ -87,7 +89,7 @@ class Codec(NamedTuple):
     @property
     def largest(self) -> int:
         """The level of the largest code of m."""
-        return 127 if self.bits == 8 else 7 * (7 + 6)
+        return 127 if self.bits == 8 else 8 * (8 + 8)
 
     def encode(
         self, m: Floats, v: Floats, active: NDArray[np.bool_], index: Words, step: int
@@ -122,9 +124,11 @@ class Codec(NamedTuple):
             np.float32(65535 / 65536) / quantum.astype(np.float32)
         )
         code_v = np.where(positive, (level + (first + 1)).astype(np.int32), 0)
-        frame = _frame((low << 16) + (code_v - 1) * quantum)
+        frame = self._frame((low << 16) + (code_v - 1) * quantum)
         with np.errstate(all="ignore"):
-            u = np.where(positive, _groups(m) * _float(0x7F000000 - frame), np.float32(0))
+            u = _groups(m) * _float(0x7F000000 - (frame & _INFINITY))
+            u = np.where(frame & _HALF, u * np.float32(2 / 3), u)
+            u = np.where(positive, u, np.float32(0))
             size = _bits(u) & 0x7FFFFFFF
             most = size.max(1, keepdims=True)
             poisoned = most > _LARGEST
@@ -135,25 +139,40 @@ class Codec(NamedTuple):
             r = np.where(kept, _float(size), np.float32(0)) * inverse
         offset = np.where(_groups(active), np.float32(0), second - np.float32(_SETTLE[self.bits]))
         code_m = np.rint(self._curve(r) + offset).astype(np.int32)
-        code_m = np.where(_bits(u) < 0, -code_m, code_m) & (1 << self.bits) - 1
-        words = (code_v << self.bits | code_m).astype(self.dtype).reshape(-1)[: m.size]
+        code_m = np.where(_bits(u) < 0, -code_m, code_m)
+        words = self._pack(code_v, code_m).astype(self.dtype).reshape(-1)[: m.size]
         return words, np.concatenate([low, high, scale], 1).astype(np.uint16)
 
     def decode(self, words: Any, scales: Any) -> tuple[Floats, Floats]:
         """The moments, (n,) float32 each, of words and scales as ``encode`` returns them."""
         low, high, scale = scales.astype(np.int32).T[:, :, None]
-        word = _groups(words.astype(np.int32))
-        k = (word >> self.bits) - 1
-        stored = np.where(k >= 0, (low << 16) + k * self._quantum(low, high), 0)
-        code = word << (32 - self.bits) >> (32 - self.bits)
-        level = code if self.bits == 8 else code * (np.abs(code) + 6)
+        code_v, code_m = self._unpack(_groups(words.astype(np.int32)))
+        grid = (low << 16) + (code_v - 1) * self._quantum(low, high)
+        stored = np.where(code_v > 0, grid, 0)
+        level = code_m if self.bits == 8 else code_m * (np.abs(code_m) + 8)
         with np.errstate(all="ignore"):
             unit = _float(scale << 16) / np.float32(self.largest)
-            m = level.astype(np.float32) * unit * _float(_frame(stored))
+            frame = np.where(code_v > 0, _float(self._frame(grid)), np.float32(0))
+            m = level.astype(np.float32) * unit * frame
         return m.reshape(-1)[: words.size], _float(stored).reshape(-1)[: words.size]
 
+    def _pack(self, code_v: Any, code_m: Any) -> Any:
+        if self.bits == 8:
+            return code_v << 8 | code_m & 0xFF
+        return np.where(code_v > 0, 17 * code_v + code_m - 8, 0)
+
+    def _unpack(self, word: Any) -> tuple[Any, Any]:
+        if self.bits == 8:
+            return word >> 8, word << 24 >> 24
+        code_v = (word + 16) // 17
+        return code_v, word - 17 * code_v + 8
+
+    def _frame(self, v_bits: Any) -> Any:
+        """The bits of the frame beside numbers of at least 0."""
+        return (v_bits >> 1) + 0x1FC00000 & (_INFINITY if self.bits == 8 else _INFINITY | _HALF)
+
     def _curve(self, r: Floats) -> Floats:
-        """The code, not yet rounded, of a level: at 4 bits chords of the inverse of ``k (k + 6)``.
+        """The code, not yet rounded, of a level: at 4 bits chords of the inverse of ``k (k + 8)``.
 
         They are a little high, by what makes up for what rounding takes from updates on average.
         """
@@ -171,8 +190,8 @@ class Codec(NamedTuple):
 
 # What the second dither, on [0, 1), is lowered by: one half to round without bias, and more where
 # the curve is high, so that m never grows without a gradient.
-_SETTLE = {8: 0.5, 4: 0.625}
-_CHORDS = ((1 / 8, 21 / 256), (1 / 12, 45 / 64), (1 / 17, 225 / 128))
+_SETTLE = {8: 0.5, 4: 0.59375}
+_CHORDS = ((1 / 10, 1 / 16), (1 / 15, 99 / 128), (1 / 21, 127 / 64))
 
 CODECS = {"int8": Codec(8), "int4": Codec(4)}
 FORMATS = ("float32", "bfloat16", *CODECS)
@@ -345,11 +364,6 @@ def join(weights: NDArray[np.uint16], rest: Any) -> Floats:
 def _groups(x: Any) -> Any:
     """(groups, 64), padded with the last element, which changes no smallest or largest."""
     return np.pad(x, (0, -x.size % GROUP), "edge").reshape(-1, GROUP)
-
-
-def _frame(v_bits: Any) -> Any:
-    """The bits of 2^floor(exponent / 2) of numbers of at least 0."""
-    return (v_bits >> 1) + 0x1FC00000 & _INFINITY
 
 
 def _bits(x: Any) -> Any:

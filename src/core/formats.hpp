@@ -78,12 +78,6 @@ inline std::int32_t bounded_bits(float v) {
   return static_cast<std::int32_t>(bits < bound ? bits : bound);
 }
 
-// The bits of 2^floor(exponent / 2) of a number of at least 0, given by its bits.
-inline std::int32_t frame(std::int32_t v) { return ((v >> 1) + 0x1fc00000) & infinity; }
-
-// The bits of its reciprocal.
-inline std::int32_t inverse_frame(std::int32_t v) { return (0x5fbfffff - (v >> 1)) & infinity; }
-
 // Rounds a number of less than 2^22 to the nearest, ties to even: in the last bits of the result.
 inline std::int32_t nearest(float x) { return bits_of(x + 0x1.8p23f); }
 
@@ -129,10 +123,9 @@ struct WordOf<4> {
 template <int bits>
 struct Codec {
   using Word = typename WordOf<bits>::type;
-  static constexpr std::int32_t levels = (1 << bits) - 1, largest = bits == 8 ? 127 : 7 * (7 + 6),
-                                mask = (1 << bits) - 1;
+  static constexpr std::int32_t levels = (1 << bits) - 1, largest = bits == 8 ? 127 : 8 * (8 + 8);
   static constexpr std::int32_t edge = (1 << (bits == 8 ? 20 : 16)) - 1;
-  static constexpr float settle = bits == 8 ? 0.5f : 0.625f;
+  static constexpr float settle = bits == 8 ? 0.5f : 0.59375f;
 
   static std::int32_t quantum(std::int32_t low, std::int32_t high) {
     return most((high - low + levels - 2) / (levels - 1), 1);
@@ -140,8 +133,19 @@ struct Codec {
 
   static float curve(float r) {
     if (bits == 8) return r;
-    const float first = r * (1.0f / 8) + 21.0f / 256, second = r * (1.0f / 12) + 45.0f / 64;
-    return least(least(first, second), r * (1.0f / 17) + 225.0f / 128);
+    const float first = r * (1.0f / 10) + 1.0f / 16, second = r * (1.0f / 15) + 99.0f / 128;
+    return least(least(first, second), r * (1.0f / 21) + 127.0f / 64);
+  }
+
+  // What m is relative to, beside a v of these bits: near the root, a power of two or, at 4 bits,
+  // also one and a half of it.
+  static float frame(std::int32_t v) {
+    return float_of(((v >> 1) + 0x1fc00000) & (bits == 8 ? infinity : infinity | 0x400000));
+  }
+
+  static float by_frame(float m, std::int32_t v) {
+    const float u = m * float_of((0x5fbfffff - (v >> 1)) & infinity);  // by its power of two
+    return bits == 8 || v & 0x800000 ? u : u * (2.0f / 3);
   }
 
   // Reads the moments of one group.
@@ -150,21 +154,25 @@ struct Codec {
     explicit Decoder(const std::uint16_t* scales)
         : step_(quantum(top_half(scales[0]), top_half(scales[1]))),
           below_(top_half(scales[0]) - step_),
-          unit_(float_of(top_half(scales[2])) / largest * (bits == 8 ? 0x1p-24f : 0x1p-56f)) {}
+          unit_(float_of(top_half(scales[2])) / largest * (bits == 8 ? 0x1p-24f : 1)) {}
 
     void operator()(std::int32_t word, float& m, float& v) const {
-      const std::int32_t code = word >> bits;
-      const std::int32_t positive = below_ + code * step_, stored = code ? positive : 0;
-      // The code of m times 2^24 or 2^28, and its level times 2^24 or 2^56; unit_ makes up for it.
-      const auto shifted = static_cast<float>(
-          static_cast<std::int32_t>(static_cast<std::uint32_t>(word) << (32 - bits)));
-      const float size = float_of(size_bits(shifted));
-      const float level = bits == 8 ? shifted : shifted * (size + 6 * 0x1p28f);
-      m = level * unit_ * float_of(frame(stored));
-      v = float_of(stored);
+      const std::int32_t code = bits == 8 ? word >> 8 : ((word + 16) * 241) >> 12;  // by 17
+      const std::int32_t positive = below_ + code * step_;
+      m = level(word, code) * unit_ * (code ? frame(positive) : 0.0f);
+      v = float_of(code ? positive : 0);
     }
 
    private:
+    // Of m; at 8 bits times 2^24, for which unit_ makes up.
+    static float level(std::int32_t word, std::int32_t code) {
+      if (bits == 8)
+        return static_cast<float>(
+            static_cast<std::int32_t>(static_cast<std::uint32_t>(word) << 24));
+      const auto code_m = static_cast<float>(word - 17 * code + 8);
+      return code_m * (float_of(size_bits(code_m)) + 8);
+    }
+
     std::int32_t step_, below_;
     float unit_;
   };
@@ -220,8 +228,8 @@ struct Codec {
       // A mask: with it, loads stay unconditional, and fast.
       const std::int32_t positive = special ? -b >> 31 : -1;
       const auto code = static_cast<std::int32_t>(level);
-      const float relative = m[j] * float_of(inverse_frame(below + code * step));
-      words[j] = static_cast<Word>((code & positive) << bits);
+      const float relative = by_frame(m[j], below + code * step);
+      words[j] = static_cast<Word>((bits == 8 ? code << 8 : 17 * code - 8) & positive);
       u[j] = float_of(bits_of(relative) & positive);
       highest = most(highest, size_bits(relative) & positive);
     }
@@ -235,7 +243,7 @@ struct Codec {
                        Word* __restrict words) {
     for (int j = 0; j < group; ++j) {
       if (bits == 8 && !zeros) {  // as below: rounding to nearest is symmetric
-        words[j] |= static_cast<Word>(nearest(u[j] * inverse) & mask);
+        words[j] |= static_cast<Word>(nearest(u[j] * inverse) & 0xff);
         continue;
       }
       float code = curve(float_of(size_bits(u[j])) * inverse);
@@ -243,8 +251,9 @@ struct Codec {
         const auto fraction = static_cast<float>(static_cast<std::int32_t>(dither[j]));
         code += g[j] != 0 ? 0.0f : fraction * 0x1p-16f - settle;
       }
-      const std::int32_t rounded = nearest(code);
-      words[j] |= static_cast<Word>((bits_of(u[j]) < 0 ? -rounded : rounded) & mask);
+      // Its last byte is the code, and the others are cut off, or away.
+      const std::int32_t rounded = bits_of(u[j]) < 0 ? -nearest(code) : nearest(code);
+      words[j] = static_cast<Word>(bits == 8 ? words[j] | (rounded & 0xff) : words[j] + rounded);
     }
   }
 };
