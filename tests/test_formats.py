@@ -77,6 +77,17 @@ def test_scales_that_are_made_are_possible(codec: formats.Codec) -> None:
 
 
 @pytest.mark.parametrize("codec", formats.CODECS.values(), ids=formats.CODECS)
+def test_without_a_gradient_m_stays_zero_and_keeps_its_sign(codec: formats.Codec) -> None:
+    m = np.repeat(np.array([0, 1e-6, -1e-3, 0.1, 1], np.float32), 64)[:256]
+    v, index = np.full(256, 0.5, np.float32), np.arange(256, dtype=np.uint32)
+    for order in (m, m.reshape(4, 64).T.reshape(-1)):  # a group alike, and of all four
+        for step in range(1, 200):
+            decoded, _ = codec.decode(*codec.encode(order, v, v < 0, index, step))
+            assert not decoded[order == 0].any()
+            assert (decoded * order >= 0).all()
+
+
+@pytest.mark.parametrize("codec", formats.CODECS.values(), ids=formats.CODECS)
 @given(
     seed=st.integers(0, 1 << 32),
     binades=st.integers(0, 60),

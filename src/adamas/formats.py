@@ -138,7 +138,7 @@ class Codec(NamedTuple):
             inverse = np.float32(self.largest) / _float(np.where(kept, most, _INFINITY))
             r = np.where(kept, _float(size), np.float32(0)) * inverse
         offset = np.where(_groups(active), np.float32(0), second - np.float32(_SETTLE[self.bits]))
-        code_m = np.rint(self._curve(r) + offset).astype(np.int32)
+        code_m = np.maximum(np.rint(self._curve(r) + offset), 0).astype(np.int32)
         code_m = np.where(_bits(u) < 0, -code_m, code_m)
         words = self._pack(code_v, code_m).astype(self.dtype).reshape(-1)[: m.size]
         return words, np.concatenate([low, high, scale], 1).astype(np.uint16)

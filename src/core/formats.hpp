@@ -250,6 +250,7 @@ struct Codec {
       if (zeros) {
         const auto fraction = static_cast<float>(static_cast<std::int32_t>(dither[j]));
         code += g[j] != 0 ? 0.0f : fraction * 0x1p-16f - settle;
+        code = code < 0 ? 0.0f : code;
       }
       // Its last byte is the code, and the others are cut off, or away.
       const std::int32_t rounded = bits_of(u[j]) < 0 ? -nearest(code) : nearest(code);
