@@ -229,7 +229,8 @@ struct Codec {
       const std::int32_t positive = special ? -b >> 31 : -1;
       const auto code = static_cast<std::int32_t>(level);
       const float relative = by_frame(m[j], below + code * step);
-      words[j] = static_cast<Word>((bits == 8 ? code << 8 : 17 * code - 8) & positive);
+      const auto number = static_cast<std::uint32_t>(code & positive);
+      words[j] = static_cast<Word>(bits == 8 ? number << 8 : 17 * number - (8 & positive));
       u[j] = float_of(bits_of(relative) & positive);
       highest = most(highest, size_bits(relative) & positive);
     }
