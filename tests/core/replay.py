@@ -17,10 +17,9 @@ from cases import CASES, COLUMNS, FORMAT_CASES, SIZES, STEPS, Case, digest, hash
 from adamas import native, reference
 
 
-def replay(command: list[str], case: Case, isa: str, threads: int, grain: int) -> str:
-    """The hash of what the executable makes of a case."""
+def recorded(case: Case) -> bytes:
+    """The arrays of a case, and the coefficients and gradients of its steps."""
     hyper = case.hyper
-    head = np.array([len(SIZES), STEPS, 1, threads, grain], np.int64)
     rows, arrays = [], []
     for (param, state), grad in zip(case.initial(), next(case.grads()), strict=True):
         of_row = {native.PARAM: param, native.GRAD: grad}
@@ -28,13 +27,19 @@ def replay(command: list[str], case: Case, isa: str, threads: int, grain: int) -
         sizes = [of_row[k].nbytes if k in of_row else 0 for k in range(native.SIZE)]
         rows.append([param.size, 0, case.types, *sizes])
         arrays += [of_row[k].tobytes() for k in sorted(of_row)]
-    data = [head.tobytes(), isa.encode().ljust(16, b"\0"), np.array(rows, np.int64).tobytes()]
-    data += arrays
+    data = [np.array(rows, np.int64).tobytes(), *arrays]
     compute = reference.compute_type(case.params()[0].dtype)
     for step, grads in enumerate(case.grads(), 1):
         data.append(np.array(hyper.coefficients(step, compute)).tobytes())
         data += [grad.tobytes() for grad in grads]
-    run = subprocess.run([*command, "replay"], input=b"".join(data), capture_output=True)
+    return b"".join(data)
+
+
+def replay(command: list[str], case: Case, data: bytes, isa: str, threads: int, grain: int) -> str:
+    """The hash of what the executable makes of a recorded case."""
+    head = np.array([len(SIZES), STEPS, 1, threads, grain], np.int64).tobytes()
+    head += isa.encode().ljust(16, b"\0")
+    run = subprocess.run([*command, "replay"], input=head + data, capture_output=True)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr.decode()}")
     out, at, results = run.stdout, 0, case.initial()
@@ -53,9 +58,10 @@ def main() -> None:
     isas = subprocess.run([*command, "isas"], capture_output=True, text=True, check=True)
     kept, passed = hashes(), 0
     for case in (*CASES, *FORMAT_CASES):
+        data = recorded(case)
         for isa in isas.stdout.split():
             for threads, grain in ((1, 1 << 20), (2, 777)):
-                found = replay(command, case, isa, threads, grain)
+                found = replay(command, case, data, isa, threads, grain)
                 if found != kept[case.name]:
                     raise SystemExit(f"{case.name}, {isa}, {threads} threads: other bits")
                 passed += 1
