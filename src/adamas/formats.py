@@ -24,14 +24,14 @@ SCALES = 3  # of a group: the smallest positive v, the largest v, the largest |u
 # multiples fill a square evenly (Roberts 2018, "The unreasonable effectiveness of quasirandom
 # sequences"). What they add an index comes round after a group, in each of which they take all
 # multiples of 1/64 once: so the fractions of one group are those of all.
-_BY_STEP = 2447445413, 3242174889
-_BY_INDEX = 49 << 26, 35 << 26
+BY_STEP = 2447445413, 3242174889
+BY_INDEX = 49 << 26, 35 << 26
 
-_LARGEST = 0x7F7F0000  # the bits of the largest float32 whose last 16 are zero
-_NAN = 0x7FC00000
-_INFINITY = 0x7F800000
-_HALF = 0x00400000  # what one and a half has beside the bits of one
-_NEGLIGIBLE = 0x21800000  # of 2^-60
+LARGEST = 0x7F7F0000  # the bits of the largest float32 whose last 16 are zero
+NAN = 0x7FC00000
+INFINITY = 0x7F800000
+HALF = 0x00400000  # what one and a half has beside the bits of one
+NEGLIGIBLE = 0x21800000  # of 2^-60
 
 
 def dither(index: Words, step: int, other: bool = False) -> Words:
@@ -42,13 +42,13 @@ def dither(index: Words, step: int, other: bool = False) -> Words:
         step: the step's number, from 1.
         other: the second sequence, which fills a square with the first.
     """
-    return index * np.uint32(_BY_INDEX[other]) + np.uint32(step * _BY_STEP[other] & 0xFFFFFFFF)
+    return index * np.uint32(BY_INDEX[other]) + np.uint32(step * BY_STEP[other] & 0xFFFFFFFF)
 
 
 def _scale_dither(index: Words, step: int) -> Any:
     """16 bits for groups, by their first elements' positions."""
-    words = (index // GROUP).astype(np.uint32) * np.uint32(_BY_STEP[0])
-    return (words + np.uint32(step * _BY_STEP[1] & 0xFFFFFFFF) >> 16).astype(np.int32)
+    words = (index // GROUP).astype(np.uint32) * np.uint32(BY_STEP[0])
+    return (words + np.uint32(step * BY_STEP[1] & 0xFFFFFFFF) >> 16).astype(np.int32)
 
 
 class Codec(NamedTuple):
@@ -112,11 +112,11 @@ class Codec(NamedTuple):
             _groups(dither(index, step, other) >> 16).astype(np.float32) * np.float32(2.0**-16)
             for other in (False, True)
         )
-        b = _groups(np.minimum(v.view(np.uint32), _LARGEST).astype(np.int32))
+        b = _groups(np.minimum(v.view(np.uint32), LARGEST).astype(np.int32))
         positive = b > 0
         edge = (1 << self.edge) - 1
-        low = (np.where(positive, b, _LARGEST).min(1, keepdims=True) & ~edge) >> 16
-        high = np.minimum(b.max(1, keepdims=True) + edge & ~edge, _LARGEST) >> 16
+        low = (np.where(positive, b, LARGEST).min(1, keepdims=True) & ~edge) >> 16
+        high = np.minimum(b.max(1, keepdims=True) + edge & ~edge, LARGEST) >> 16
         low = np.where(high > 0, low, 0)
         quantum = self._quantum(low, high)
         # A little less than a level to a quantum, so that rounding leaves the last code alone.
@@ -126,18 +126,18 @@ class Codec(NamedTuple):
         code_v = np.where(positive, (level + (first + 1)).astype(np.int32), 0)
         frame = self._frame((low << 16) + (code_v - 1) * quantum)
         with np.errstate(all="ignore"):
-            u = _groups(m) * _float(0x7F000000 - (frame & _INFINITY))
-            u = np.where(frame & _HALF, u * np.float32(2 / 3), u)
+            u = _groups(m) * _float(0x7F000000 - (frame & INFINITY))
+            u = np.where(frame & HALF, u * np.float32(2 / 3), u)
             u = np.where(positive, u, np.float32(0))
             size = _bits(u) & 0x7FFFFFFF
             most = size.max(1, keepdims=True)
-            poisoned = most > _LARGEST
-            kept = (most >= _NEGLIGIBLE) & ~poisoned
+            poisoned = most > LARGEST
+            kept = (most >= NEGLIGIBLE) & ~poisoned
             rounded = most + _scale_dither(index[::GROUP], step)[:, None] >> 16
-            scale = np.where(kept, rounded, np.where(poisoned, _NAN >> 16, 0))
-            inverse = np.float32(self.largest) / _float(np.where(kept, most, _INFINITY))
+            scale = np.where(kept, rounded, np.where(poisoned, NAN >> 16, 0))
+            inverse = np.float32(self.largest) / _float(np.where(kept, most, INFINITY))
             r = np.where(kept, _float(size), np.float32(0)) * inverse
-        offset = np.where(_groups(active), np.float32(0), second - np.float32(_SETTLE[self.bits]))
+        offset = np.where(_groups(active), np.float32(0), second - np.float32(SETTLE[self.bits]))
         code_m = np.maximum(np.rint(self._curve(r) + offset), 0).astype(np.int32)
         code_m = np.where(_bits(u) < 0, -code_m, code_m)
         words = self._pack(code_v, code_m).astype(self.dtype).reshape(-1)[: m.size]
@@ -169,7 +169,7 @@ class Codec(NamedTuple):
 
     def _frame(self, v_bits: Any) -> Any:
         """The bits of the frame beside numbers of at least 0."""
-        return (v_bits >> 1) + 0x1FC00000 & (_INFINITY if self.bits == 8 else _INFINITY | _HALF)
+        return (v_bits >> 1) + 0x1FC00000 & (INFINITY if self.bits == 8 else INFINITY | HALF)
 
     def _curve(self, r: Floats) -> Floats:
         """The code, not yet rounded, of a level: at 4 bits chords of the inverse of ``k (k + 8)``.
@@ -178,7 +178,7 @@ class Codec(NamedTuple):
         """
         if self.bits == 8:
             return r
-        chords = [r * np.float32(slope) + np.float32(start) for slope, start in _CHORDS]
+        chords = [r * np.float32(slope) + np.float32(start) for slope, start in CHORDS]
         code: Floats = np.minimum(np.minimum(chords[0], chords[1]), chords[2])
         return code
 
@@ -190,8 +190,8 @@ class Codec(NamedTuple):
 
 # What the second dither, on [0, 1), is lowered by: one half to round without bias, and more where
 # the curve is high, so that m never grows without a gradient.
-_SETTLE = {8: 0.5, 4: 0.59375}
-_CHORDS = ((1 / 10, 1 / 16), (1 / 15, 99 / 128), (1 / 21, 127 / 64))
+SETTLE = {8: 0.5, 4: 0.59375}
+CHORDS = ((1 / 10, 1 / 16), (1 / 15, 99 / 128), (1 / 21, 127 / 64))
 
 CODECS = {"int8": Codec(8), "int4": Codec(4)}
 FORMATS = ("float32", "bfloat16", *CODECS)
@@ -296,8 +296,8 @@ def check_scales(scales: Any, name: str) -> None:
         name: what the error calls their owner.
     """
     low, high, most = np.asarray(scales).view(np.uint16).T
-    infinite = _INFINITY >> 16
-    wrong = (low > high) | (high >= infinite) | (most >= infinite) & (most != _NAN >> 16)
+    infinite = INFINITY >> 16
+    wrong = (low > high) | (high >= infinite) | (most >= infinite) & (most != NAN >> 16)
     if wrong.any():
         group = int(wrong.argmax())
         bits = ", ".join(f"{int(column[group]):#06x}" for column in (low, high, most))
@@ -312,7 +312,7 @@ def to_bfloat16(x: Floats, index: Words, step: int, other: bool = False) -> NDAr
     """The top halves of float32 numbers, rounded by the dither; NaN stays NaN."""
     bits = x.view(np.uint32)
     rounded = (bits + (dither(index, step, other) >> 16)) >> 16
-    return np.where(_is_nan(bits), _NAN >> 16, rounded).astype(np.uint16)
+    return np.where(_is_nan(bits), NAN >> 16, rounded).astype(np.uint16)
 
 
 def from_bfloat16(halves: NDArray[np.uint16]) -> Floats:
@@ -344,7 +344,7 @@ def split(x: Floats, remainder_bits: int, index: Words, step: int) -> tuple[Any,
     Returns:
         (n,) uint16, the bits of the bfloat16 weights, and (n,) uint16 or uint8.
     """
-    bits = np.where(_is_nan(x.view(np.uint32)), np.uint32(_NAN), x.view(np.uint32))
+    bits = np.where(_is_nan(x.view(np.uint32)), np.uint32(NAN), x.view(np.uint32))
     if remainder_bits == 8:
         rounded = bits + (dither(index, step, True) >> 24)
         bits = np.where(_is_nan(bits), bits, rounded)
@@ -375,4 +375,4 @@ def _float(bits: Any) -> Any:
 
 
 def _is_nan(bits: Any) -> Any:
-    return (bits & 0x7FFFFFFF) > _INFINITY
+    return (bits & 0x7FFFFFFF) > INFINITY

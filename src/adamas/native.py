@@ -26,7 +26,7 @@ PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MASTER = range(6)
 SIZE, COEFFICIENTS, TYPES, OFFSET, RUN, STRIDE = range(6, 12)
 COLUMNS = 12
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
-_MOMENTS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+MOMENTS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 
 MEASURES = 7  # columns of what a step can be measured by; struct Measures there
 
@@ -49,7 +49,7 @@ def types(param: str, grad: str | None = None, moments: str = "float32", master:
         master: bits beside the parameter: 0, 8 or 16 of a bfloat16 one's master weight, or 32, all
             of it.
     """
-    kinds = DTYPES[param], DTYPES[grad or param], _MOMENTS[moments], master
+    kinds = DTYPES[param], DTYPES[grad or param], MOMENTS[moments], master
     return int.from_bytes(bytes(kinds), sys.byteorder)
 
 

@@ -60,7 +60,7 @@ def test_the_watch_that_steps(kind: type) -> None:
     p.grad = torch.ones(2)
     optimizer = Adam([p], lr=0.5)
     optimizer.step()
-    assert type(optimizer._plan._table._watch) is kind
+    assert type(optimizer._plan._tables[0]._watch) is kind
     assert p.tolist() == [0.5, 0.5]
 
 

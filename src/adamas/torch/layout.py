@@ -22,12 +22,11 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and bool(dense)
 
 
-def is_dense_on_cpu(tensor: Tensor) -> bool:
-    """Whether the tensor is one the core takes: of its types, on the CPU, dense and aligned."""
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor is of a type that a table takes, and dense and aligned."""
     dispatch: object = type(tensor).__torch_dispatch__
     return (
-        tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
+        tensor.layout == torch.strided
         and tensor.dtype in COMPUTE
         and dispatch is Tensor.__torch_dispatch__  # no wrapper of other tensors
         and not (tensor.is_conj() or tensor.is_neg())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..hyper import Coefficients, Hyper
+from ..hyper import Hyper
 from ..interrupts import deferred
-from . import copied, plain
+from . import copied, cpu, gpu, plain
 from .gradnorm import Part, rows_of, squared_norm
 from .hyperparameters import hyper_of
 from .kinds import Kind, kept, kind_of, ordered
-from .layout import COMPUTE, is_dense_on_cpu
+from .layout import is_plain
 from .overlap import address, refuse_overlap
 from .recode import State, trained
 from .sharding import local, local_like, shards_of
@@ -54,24 +53,21 @@ class Plan:
     def __init__(self, groups: Groups, states: States) -> None:
         kinds = [kind_of(group) for group in groups]
         entries = list(_entries(groups, kinds, states))
-        takes = [_core_takes(e.param, kinds[e.group]) for e in entries]
-        self._fast = fast = list(compress(entries, takes))
-        self._plain = list(compress(entries, (not taken for taken in takes)))
-        sets = [(e.group, COMPUTE[e.param.dtype]) for e in fast]
-        self._sets = list(dict.fromkeys(sets))
-        self._table = Table(
-            [e.param for e in fast],
-            [e.state for e in fast],
-            [kinds[e.group] for e in fast],
-            [self._sets.index(s) for s in sets],
-            [e.name for e in fast],
-        )
-        # The table has looked at its own; these may share memory with them, too.
+        takes = [_taken_on(e.param, kinds[e.group]) for e in entries]
+        self._plain = [e for e, device in zip(entries, takes, strict=True) if device is None]
+        self._tables: list[Table] = []
+        for device in dict.fromkeys(takes):
+            if device is not None:
+                on_it = [e for e, taken in zip(entries, takes, strict=True) if taken == device]
+                self._tables.append(Table(on_it, kinds))
+        self._launches = {table: _launches(table) for table in self._tables if _on_gpu(table)}
+        self._fast = [entry for table in self._tables for entry in table.entries]
+        # Each table has looked at its own; these may share memory with them, too.
         if self._plain:
             written = [_written(e, kinds[e.group]) for e in entries]
             refuse_overlap([e.name for e in entries], written)
         self._places = [_places(e, kinds[e.group]) for e in self._plain]
-        shards = [shards_of(e.param) for e in (*fast, *self._plain)]
+        shards = [shards_of(e.param) for e in (*self._fast, *self._plain)]
         self._shards = list(dict.fromkeys(shards))
         self._part_of = np.array([self._shards.index(s) for s in shards], np.int64)
         for entry in entries:  # from here on nothing fails
@@ -80,8 +76,7 @@ class Plan:
         self._states = list(states.values())
         self._waiting = [param for param in params if param not in states]
         self._kinds = kinds
-        self._even = True  # and the gradients of the plain ones: of the last look
-        self._grads: list[tuple[Entry, Tensor]] = []
+        self._grads: list[tuple[Entry, Tensor]] = []  # of the plain ones, of the last look
         self._with_grad: list[int] = []
 
     def holds(self, groups: Groups, states: States) -> bool:
@@ -99,8 +94,8 @@ class Plan:
         Returns:
             False if a tensor has moved since the plan was made, which then is of no more use.
         """
-        answer = self._table.look()
-        self._even = not answer & native.UNEVEN
+        if any(table.look() & native.MOVED for table in self._tables):
+            return False
         self._grads, self._with_grad = [], []
         for i, entry in enumerate(self._plain):
             kind = self._kinds[entry.group]
@@ -114,28 +109,37 @@ class Plan:
                 self._with_grad.append(i)
             if _places(entry, kind) != self._places[i]:
                 return False
-        return not answer & native.MOVED
+        return True
 
     def forget(self) -> None:
         """Lets go of what the last look has copied of gradients."""
         self._grads = []
-        self._table.forget()
+        for table in self._tables:
+            table.forget()
 
     def squared_norm(self, unscale: float) -> float:
         """The sum of the squares of all gradients of the last look; see ``adamas.norm``."""
-        plain_rows, copies = rows_of([grad for _, grad in self._grads])
-        rows = np.concatenate([self._table.rows, plain_rows])
-        present = np.concatenate([self._table.steps >= 0, np.ones(len(copies), np.bool_)])
-        table = len(self._table.params)
-        part_of = self._part_of[[*range(table), *(table + i for i in self._with_grad)]]
+        rows, copies, present = [], [], []
+        for table in self._tables:
+            there = table.steps >= 0
+            own, kept = table.rows, []
+            if table in self._launches:
+                own = native.table(len(table.rows))
+                own[there], kept = rows_of([table.grad(i) for i in np.flatnonzero(there)])
+            rows, copies, present = [*rows, own], [*copies, *kept], [*present, there]
+        plain_rows, kept = rows_of([grad for _, grad in self._grads])
+        every = np.concatenate([*rows, plain_rows])
+        present_in = np.concatenate([*present, np.ones(len(plain_rows), np.bool_)])
+        fast = len(self._fast)
+        part_of = self._part_of[[*range(fast), *(fast + i for i in self._with_grad)]]
         parts = [
-            Part(shards, rows[present & (part_of == i)]) for i, shards in enumerate(self._shards)
+            Part(shards, every[present_in & (part_of == i)]) for i, shards in enumerate(self._shards)
         ]
         return squared_norm(parts, unscale)
 
     def finite(self, unscale: float) -> bool:
         """Whether all gradients of the last look are, unscaled; their squares may not be."""
-        grads = [local(p.grad) for p in self._table.params if p.grad is not None]
+        grads = [local(e.param.grad) for e in self._fast if e.param.grad is not None]
         grads += [grad for _, grad in self._grads]
         answer = torch.tensor(all(bool(torch.isfinite(grad * unscale).all()) for grad in grads))
         for shards in self._shards:
@@ -158,10 +162,16 @@ class Plan:
         """
         hypers = [hyper_of(group) for group in groups]
         grads, self._grads = self._grads, []
-        plain_ones = [entry for entry, _ in grads]
-        self.taken = Taken(self._fast, self._table.steps.copy(), plain_ones, hypers, unscale)
+        steps = [table.steps.copy() for table in self._tables]
+        self.taken = Taken(
+            self._fast,
+            np.concatenate([np.zeros(0, np.int64), *steps]),
+            [entry for entry, _ in grads],
+            hypers,
+            unscale,
+        )
         if not grads:
-            return self._step_table(hypers, unscale, clip, measure)
+            return self._step_tables(hypers, unscale, clip, measure)
         with native.default_floating_point(), deferred():
             pending = []
             for entry, grad in grads:
@@ -175,7 +185,7 @@ class Plan:
                     else:
                         pairs = plain.step(param, grad, state, hyper, unscale, clip, tensors)
                     pending.append(list(pairs))
-            found = self._step_table(hypers, unscale, clip, measure)
+            found = self._step_tables(hypers, unscale, clip, measure)
             for (entry, grad), values in zip(grads, pending, strict=True):
                 before = trained(entry.param, entry.state).clone() if measure else None
                 with torch.set_grad_enabled(_differentiable(groups, entry)):
@@ -191,37 +201,17 @@ class Plan:
         entries = [e for e in (*self._fast, *self._plain) if e.state["step"]]
         return Taken([], np.zeros(0, np.int64), entries, [hyper_of(group) for group in groups])
 
-    def _step_table(
+    def _step_tables(
         self, hypers: list[Hyper], unscale: float, clip: float, measure: bool
     ) -> list[Found]:
-        table = self._table
-        params, rows, steps = table.params, table.rows, table.steps
-        if not params:
-            return []
-        if self._even:
-            kinds = [[number, int(steps[0])] for number in range(len(self._sets))]
-        else:
-            present = np.flatnonzero(steps >= 0)
-            params, rows = [params[i] for i in present], rows[present]
-            pairs = np.stack([table.sets, steps], 1)[present]
-            distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
-            rows[:, native.COEFFICIENTS] = inverse.reshape(-1)
-            kinds = distinct.tolist()
-        coefficients = []
-        for number, step in kinds:
-            group, compute = self._sets[number]
-            coefficients.append(hypers[group].coefficients(step + 1, compute, unscale, clip))
-        table_of_them = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
-        # The core writes behind autograd's back: a graph that saved a parameter must not use it.
-        # This goes first, while what it touches is still in the caches.
-        torch.autograd.graph.increment_version(params)
-        measures = np.zeros((len(rows), native.MEASURES)) if measure else None
-        threads, counts = torch.get_num_threads(), (table.states, steps)
-        native.step(rows, table_of_them, threads, counts=counts, measures=measures)
-        if measures is None:
-            return []
-        entries = compress(self._fast, steps >= 0)
-        return [Found(*entry, row) for entry, row in zip(entries, measures, strict=True)]
+        wanted = [table.coefficients(hypers, unscale, clip) for table in self._tables]
+        found = []
+        for table, coefficients in zip(self._tables, wanted, strict=True):
+            if table in self._launches:
+                found += self._launches[table].step(coefficients, unscale, measure)
+            else:
+                found += cpu.step(table, coefficients, measure)
+        return found
 
 
 def held(plan: Plan | None, groups: Groups, states: States) -> Plan:
@@ -263,7 +253,7 @@ def _entries(groups: Groups, kinds: list[Kind], states: States) -> Iterator[Entr
     new = [
         (param, kinds[number])
         for param, (_, number) in found.items()
-        if not states.get(param) and is_dense_on_cpu(param)
+        if not states.get(param) and is_plain(param)
     ]
     made = dict(zip((param for param, _ in new), zero_states(new), strict=True))
     for param, (name, number) in found.items():
@@ -290,12 +280,23 @@ def _places(entry: Entry, kind: Kind) -> list[tuple[Any, ...]]:
     return [(address(t), t.shape, t.stride() if address(t) else ()) for t in tensors]
 
 
-def _core_takes(param: Tensor, kind: Kind) -> bool:
-    """Whether a parameter is stepped where it lies."""
+def _taken_on(param: Tensor, kind: Kind) -> torch.device | None:
+    """The device on which a parameter is stepped where it lies, None if it is not."""
     part = local(param)
-    if kind.differentiable or not is_dense_on_cpu(part):
-        return False
-    return part.is_contiguous() or not ordered(param, kind)
+    fast = part.device.type == "cpu" or gpu.takes(part.device)
+    if not fast or kind.differentiable or not is_plain(part):
+        return None
+    return part.device if part.is_contiguous() or not ordered(param, kind) else None
+
+
+def _on_gpu(table: Table) -> bool:
+    return gpu.takes(local(table.params[0]).device)
+
+
+def _launches(table: Table) -> Any:
+    from .gpu.launches import Launches  # with Triton, which takes long to import
+
+    return Launches(table)
 
 
 def _is_of(group: dict[str, Any], kind: Kind) -> bool:

@@ -1,4 +1,4 @@
-"""The tensors that the core steps, as its table, kept from step to step while nothing moves."""
+"""The tensors that one call steps, as a table, kept from step to step while nothing moves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import native
+from ..hyper import Coefficients, Hyper
 from .kinds import Kind, by_column, kept, types
-from .layout import lies_like
+from .layout import COMPUTE, lies_like
 from .overlap import shared
-from .recode import State
 from .sharding import alike, local, local_like, place_in_whole
-from .state import check_grad
+from .state import Entry, check_grad
 from .watch import watch
 
 # The columns of what a step writes, in the order of ``kinds.by_column`` but for the first.
@@ -27,43 +27,43 @@ _WRITTEN = (
 
 
 class Table:
-    """The rows of parameters that lie dense on the CPU.
+    """The rows of parameters that lie dense on one device.
 
     Args:
-        params: the parameters.
-        states: their states, with tensors that lie as ``check_state`` has them.
-        kinds: of each, its formats.
-        sets: of each, the number of its set: those of a set share coefficients at equal steps.
-        names: of each, what errors call it.
+        entries: the parameters, with states whose tensors lie as ``check_state`` has them.
+        kinds: of each group, its formats.
 
     Attributes:
-        states: their states.
+        entries: the parameters,
+        params: their tensors,
+        states: and their states.
+        kinds: of each parameter, its formats.
         rows: the core's rows; their gradients are those of the last look.
-        steps: the parameters' step counts, -1 where there was no gradient.
+        steps: the parameters' step counts, -1 where there was no gradient,
+        even: and whether they are all the same.
 
     Raises:
         ValueError: two of the tensors share memory.
     """
 
-    def __init__(
-        self,
-        params: list[Tensor],
-        states: list[State],
-        kinds: list[Kind],
-        sets: list[int],
-        names: list[str],
-    ) -> None:
-        self.params, self.states, self._names = params, states, names
-        moments = [by_column(kept(p, k)) for p, k in zip(params, kinds, strict=True)]
-        self._watch = watch(params, states, moments)
+    def __init__(self, entries: list[Entry], kinds: list[Kind]) -> None:
+        self.entries = entries
+        params = self.params = [e.param for e in entries]
+        self.states = [e.state for e in entries]
+        self.kinds = [kinds[e.group] for e in entries]
+        sets = [(e.group, COMPUTE[e.param.dtype]) for e in entries]
+        self._sets = list(dict.fromkeys(sets))
+        moments = [by_column(kept(p, k)) for p, k in zip(params, self.kinds, strict=True)]
+        self._watch = watch(params, self.states, moments)
         self.steps = np.zeros(len(params), np.int64)
+        self.even = True
         self.rows = native.table(len(params))
         self._watch.fill(self.rows)
         parts = [local(p) for p in params]
         self.rows[:, native.SIZE] = [p.numel() * (1 + p.is_complex()) for p in parts]
-        self.rows[:, native.COEFFICIENTS] = self.sets = np.array(sets, np.int64)
-        self._types = [types(p, k) for p, k in zip(params, kinds, strict=True)]
-        self._kinds = kinds
+        self._set_of = np.array([self._sets.index(s) for s in sets], np.int64)
+        self.rows[:, native.COEFFICIENTS] = self._set_of
+        self._types = [types(p, k) for p, k in zip(params, self.kinds, strict=True)]
         self.rows[:, native.TYPES] = self._types
         for row, param in zip(self.rows, params, strict=True):
             if (place := place_in_whole(param)) is not None:
@@ -78,8 +78,8 @@ class Table:
         """Brings the gradients of the rows, and the steps, up to date.
 
         Returns:
-            Bits of ``native``: MOVED where a parameter or its state has moved, and the table is of
-            no more use; UNEVEN where the steps are not all the same.
+            MOVED of ``native`` where a parameter or its state has moved, and the table is of no
+            more use, else 0.
 
         Raises:
             RuntimeError, TypeError, ValueError: a gradient does not fit its parameter.
@@ -88,17 +88,46 @@ class Table:
         with torch._C.DisableTorchFunctionSubclass():
             answer = self._watch.look(self.rows, self.steps)
         if answer & native.MOVED:
-            return answer
+            return native.MOVED
+        was_even, self.even = self.even, not answer & native.UNEVEN
+        if self.even > was_even:
+            self.rows[:, native.COEFFICIENTS] = self._set_of
         self.forget()
         if answer & native.STRANGE:
             for i in self._watch.which():
-                grad = self._grad(i)
-                check_grad(self.params[i], grad, self._names[i])
+                grad = self.grad(i)
+                check_grad(self.params[i], grad, self.entries[i].name)
                 self._take(i, grad)
         if answer & (native.STRANGE | native.CHANGED):
             for i in np.flatnonzero(self._across(self.rows[:, native.GRAD])).tolist():
-                self._copy(i, self._grad(i))
-        return answer
+                self._copy(i, self.grad(i))
+        return 0
+
+    def coefficients(
+        self, hypers: list[Hyper], unscale: float, clip: float
+    ) -> NDArray[np.float64]:
+        """Of the next step: rows of ``hyper.Coefficients``, to which the table's rows point.
+
+        Args:
+            hypers: of each group, its hyperparameters.
+            unscale: what the gradients are multiplied with first,
+            clip: and then.
+
+        Raises:
+            ValueError: one of them is too large for the type that the step is computed in.
+        """
+        kinds = [[number, int(self.steps[0])] for number in range(len(self._sets))]
+        if not self.even:
+            present = self.steps >= 0
+            pairs = np.stack([self._set_of, self.steps], 1)[present]
+            distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
+            self.rows[present, native.COEFFICIENTS] = inverse.reshape(-1)
+            kinds = distinct.tolist()
+        found = []
+        for number, step in kinds:
+            group, compute = self._sets[number]
+            found.append(hypers[group].coefficients(step + 1, compute, unscale, clip))
+        return np.array(found, np.float64).reshape(-1, len(Coefficients._fields))
 
     def forget(self) -> None:
         """Lets go of what the last look has found of gradients."""
@@ -107,7 +136,8 @@ class Table:
             self.rows[i, native.TYPES] = self._types[i]
         self._other.clear()
 
-    def _grad(self, i: int) -> Tensor:
+    def grad(self, i: int) -> Tensor:
+        """The gradient of a parameter that the last look has found one of."""
         grad = self.params[i].grad
         assert grad is not None, "the look has just found it"
         return grad
@@ -117,7 +147,7 @@ class Table:
         param = self.params[i]
         dtype = self._read_as(grad, param)
         if dtype != param.dtype:
-            self.rows[i, native.TYPES] = types(param, self._kinds[i], dtype)
+            self.rows[i, native.TYPES] = types(param, self.kinds[i], dtype)
             self._other.append(i)
         where = alike(grad, param) and lies_like(local(grad), local(param))
         if dtype != grad.dtype or not where:
@@ -153,7 +183,7 @@ class Table:
         highs = lows + sizes[row, column]
         for i in np.flatnonzero(highs[:-1] > lows[1:]).tolist():
             one, other = sorted((row[i], row[i + 1]))
-            raise shared(self._names[one], self._names[other])
+            raise shared(self.entries[one].name, self.entries[other].name)
         return lows, highs
 
     def _across(self, addresses: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -161,7 +191,7 @@ class Table:
         # A piece overlaps if it begins before the gradient's end, but does not end before it.
         sizes = self._bytes.copy()
         for i in self._other:
-            sizes[int(i)] = int(self.rows[i, native.SIZE]) * self._grad(i).element_size()
+            sizes[int(i)] = int(self.rows[i, native.SIZE]) * self.grad(i).element_size()
         begun = np.searchsorted(self._lows, addresses + sizes)
         ended = np.searchsorted(self._highs, addresses, "right")
         overlapping: NDArray[np.bool_] = (begun > ended) & (addresses != 0)

@@ -1,0 +1,40 @@
+"""The core as the executor of a table of tensors on the CPU."""
+
+from __future__ import annotations
+
+from itertools import compress
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import native
+from .statistics import Found
+from .table import Table
+
+
+def step(table: Table, coefficients: NDArray[np.float64], measure: bool) -> list[Found]:
+    """Steps every parameter of a table that had a gradient at the last look.
+
+    Args:
+        table: the table.
+        coefficients: ``table.coefficients(...)``.
+        measure: whether to find out what the step does.
+
+    Returns:
+        What was found, if so.
+    """
+    params, rows, steps = table.params, table.rows, table.steps
+    if not table.even:
+        present = steps >= 0
+        params, rows = list(compress(params, present)), rows[present]
+    # The core writes behind autograd's back: a graph that saved a parameter must not use it.
+    # This goes first, while what it touches is still in the caches.
+    torch.autograd.graph.increment_version(params)
+    measures = np.zeros((len(rows), native.MEASURES)) if measure else None
+    threads, counts = torch.get_num_threads(), (table.states, steps)
+    native.step(rows, coefficients, threads, counts=counts, measures=measures)
+    if measures is None:
+        return []
+    entries = compress(table.entries, steps >= 0)
+    return [Found(*entry, row) for entry, row in zip(entries, measures, strict=True)]

@@ -1,0 +1,225 @@
+"""Moment formats and split weights in Triton: ``adamas.formats``, name for name.
+
+Everything works on tiles of (groups, 64). Lanes beyond a tensor's end come as zeros, which change
+no smallest and no largest value of their group.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ... import formats
+
+GROUP = tl.constexpr(formats.GROUP)
+NONE, REST_8, REST_16, WHOLE = (tl.constexpr(bits) for bits in (0, 8, 16, 32))  # of masters
+
+_FIRST_BY_STEP, _SECOND_BY_STEP = (tl.constexpr(x) for x in formats.BY_STEP)
+_FIRST_BY_INDEX, _SECOND_BY_INDEX = (tl.constexpr(x) for x in formats.BY_INDEX)
+_LARGEST = tl.constexpr(formats.LARGEST)
+_NAN = tl.constexpr(formats.NAN)
+_INFINITY = tl.constexpr(formats.INFINITY)
+_HALF = tl.constexpr(formats.HALF)
+_NEGLIGIBLE = tl.constexpr(formats.NEGLIGIBLE)
+_LEVEL = tl.constexpr(65535 / 65536)
+_SETTLE_8, _SETTLE_4 = tl.constexpr(formats.SETTLE[8]), tl.constexpr(formats.SETTLE[4])
+_SLOPE_1, _SLOPE_2, _SLOPE_3 = (tl.constexpr(slope) for slope, _ in formats.CHORDS)
+_START_1, _START_2, _START_3 = (tl.constexpr(start) for _, start in formats.CHORDS)
+# Added to a number of less than 2^22, it leaves the nearest whole number, ties to even, in the last
+# bits of the sum, beside its own.
+_ROUNDER = tl.constexpr(1.5 * 2**23)
+_ROUNDER_BITS = tl.constexpr(0x4B400000)
+
+
+@triton.jit
+def bits_of(x: tl.tensor) -> tl.tensor:
+    """The bits of float32 numbers, as signed whole numbers."""
+    return x.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def float_of(bits: tl.tensor) -> tl.tensor:
+    """The float32 numbers of these bits."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def top_half(half: tl.tensor) -> tl.tensor:
+    """The bits of the float32 numbers whose top halves these are."""
+    return (half.to(tl.uint32) << 16).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def first_dither(index: tl.tensor, step: tl.tensor) -> tl.tensor:
+    """``formats.dither``, of 32-bit indices and steps."""
+    return index * _FIRST_BY_INDEX + step * _FIRST_BY_STEP
+
+
+@triton.jit
+def second_dither(index: tl.tensor, step: tl.tensor) -> tl.tensor:
+    """The same of the other sequence."""
+    return index * _SECOND_BY_INDEX + step * _SECOND_BY_STEP
+
+
+@triton.jit
+def decode(words: tl.tensor, low: tl.tensor, high: tl.tensor, most: tl.tensor, BITS: tl.constexpr):
+    """Both moments; ``formats.Codec.decode``.
+
+    Args:
+        words: (groups, 64), of 16 or 8 bits.
+        low: (groups, 1) uint16, the smallest v,
+        high: the largest,
+        most: and the largest \\|u\\|.
+        BITS: 8 or 4.
+    """
+    word = words.to(tl.int32)
+    if BITS == 8:
+        code_v = word >> 8
+        level = (word << 24) >> 24
+    else:
+        code_v = ((word + 16) * 241) >> 12  # by 17
+        code_m = word - 17 * code_v + 8
+        level = code_m * (tl.abs(code_m) + 8)
+    quantum = _quantum(top_half(low), top_half(high), BITS)
+    grid = top_half(low) + (code_v - 1) * quantum
+    positive = code_v > 0
+    unit = tl.div_rn(float_of(top_half(most)), _largest_level(BITS))
+    frame = ((grid >> 1) + 0x1FC00000) & (_INFINITY if BITS == 8 else _INFINITY | _HALF)
+    m = level.to(tl.float32) * unit * float_of(tl.where(positive, frame, 0))
+    return m, float_of(tl.where(positive, grid, 0))
+
+
+@triton.jit
+def encode(
+    m: tl.tensor,
+    v: tl.tensor,
+    grad: tl.tensor,
+    index: tl.tensor,
+    group_index: tl.tensor,
+    step: tl.tensor,
+    BITS: tl.constexpr,
+):
+    """Words and scales; ``formats.Codec.encode``.
+
+    Args:
+        m: (groups, 64) float32,
+        v: of the same shape,
+        grad: and the gradient as it was given.
+        index: (groups or 1, 64) uint32, the elements' positions, as far as the dithers depend on
+            them.
+        group_index: (groups, 1) uint32, of the groups' first elements.
+        step: uint32.
+        BITS: 8 or 4.
+
+    Returns:
+        Words and three scales of (groups, 1).
+    """
+    b = tl.minimum(v.to(tl.uint32, bitcast=True), _LARGEST).to(tl.int32)
+    positive = b > 0
+    edge: tl.constexpr = (1 << (20 if BITS == 8 else 16)) - 1
+    # Less one, zero is the largest of all.
+    lowest = tl.min((b - 1).to(tl.uint32, bitcast=True), 1, keep_dims=True) + 1
+    low = lowest.to(tl.int32, bitcast=True) & ~edge
+    high = tl.minimum((tl.max(b, 1, keep_dims=True) + edge) & ~edge, _LARGEST)
+    quantum = _quantum(low, high, BITS)
+    by_quantum = tl.div_rn(tl.full(quantum.shape, _LEVEL, tl.float32), quantum.to(tl.float32))
+    # The dither and one: its top 16 bits behind the exponent of one.
+    dither = float_of((((first_dither(index, step) >> 9) & 0x7FFF80) | 0x3F800000).to(tl.int32))
+    code_v = ((b - low).to(tl.float32) * by_quantum + dither).to(tl.int32)
+    grid = low + (code_v - 1) * quantum
+    u = m * float_of((0x5FBFFFFF - (grid >> 1)) & _INFINITY)  # by the frame's power of two
+    if BITS == 4:
+        u = tl.where((grid & 0x800000) != 0, u, u * (2 / 3))
+    u = tl.where(positive, u, 0.0)
+    size = bits_of(u) & 0x7FFFFFFF
+    most = tl.max(size, 1, keep_dims=True)
+    poisoned = most > _LARGEST
+    kept = (most >= _NEGLIGIBLE) & (most <= _LARGEST)
+    group_dither = (group_index >> 6) * _FIRST_BY_STEP + step * _SECOND_BY_STEP
+    rounded = (most + (group_dither >> 16).to(tl.int32)) >> 16
+    scale = tl.where(kept, rounded, tl.where(poisoned, _NAN >> 16, 0))
+    largest = tl.full(most.shape, _largest_level(BITS), tl.float32)
+    inverse = tl.div_rn(largest, float_of(tl.where(kept, most, _INFINITY)))
+    code_m = _code_m(u, float_of(tl.where(kept, size, 0)) * inverse, grad, index, step, BITS)
+    if BITS == 8:
+        words = (tl.where(positive, code_v << 8, 0) | (code_m & 0xFF)).to(tl.uint16)
+    else:
+        words = tl.where(positive, 17 * code_v + code_m - 8, 0).to(tl.uint8)
+    return words, (low >> 16).to(tl.uint16), (high >> 16).to(tl.uint16), scale.to(tl.uint16)
+
+
+@triton.jit
+def _code_m(
+    u: tl.tensor,
+    level: tl.tensor,
+    grad: tl.tensor,
+    index: tl.tensor,
+    step: tl.tensor,
+    BITS: tl.constexpr,
+):
+    """The codes of m, of its sign and its level."""
+    code = level
+    if BITS == 4:
+        code = tl.minimum(level * _SLOPE_1 + _START_1, level * _SLOPE_2 + _START_2)
+        code = tl.minimum(code, level * _SLOPE_3 + _START_3)
+    fraction = (second_dither(index, step) >> 16).to(tl.int32).to(tl.float32) * (2.0**-16)
+    offset = fraction - (_SETTLE_8 if BITS == 8 else _SETTLE_4)
+    code = tl.maximum(tl.where(grad != 0, code, code + offset), 0.0)
+    nearest = bits_of(code + _ROUNDER) - _ROUNDER_BITS
+    return tl.where(bits_of(u) < 0, -nearest, nearest)
+
+
+@triton.jit
+def _quantum(low: tl.tensor, high: tl.tensor, BITS: tl.constexpr):
+    """The step of v's grid, in bit patterns."""
+    steps: tl.constexpr = (1 << BITS) - 2
+    return tl.maximum((high - low + (steps - 1)) // steps, 1)
+
+
+@triton.jit
+def _largest_level(BITS: tl.constexpr):
+    return 127.0 if BITS == 8 else 128.0
+
+
+@triton.jit
+def from_bfloat16(halves: tl.tensor) -> tl.tensor:
+    """float32 numbers of their top halves."""
+    return float_of(top_half(halves))
+
+
+@triton.jit
+def to_bfloat16(x: tl.tensor, dither: tl.tensor) -> tl.tensor:
+    """The top halves of float32 numbers, rounded by a dither; NaN stays NaN."""
+    rounded = (x.to(tl.uint32, bitcast=True) + (dither >> 16)) >> 16
+    return tl.where(x != x, _NAN >> 16, rounded).to(tl.uint16)
+
+
+@triton.jit
+def to_float16(x: tl.tensor, dither: tl.tensor) -> tl.tensor:
+    """float32 numbers as float16, rounded by a dither; ``formats.to_float16``."""
+    size = bits_of(x) & 0x7FFFFFFF
+    finite = size < _INFINITY
+    exponent = tl.minimum(tl.maximum(size >> 23, 113), 254)
+    fraction = (dither >> 19).to(tl.int32).to(tl.float32) * (2.0**-13)
+    counts = float_of(tl.where(finite, size, 0)) * float_of((264 - exponent) << 23) + fraction
+    whole = counts.to(tl.int32).to(tl.float32) * float_of((exponent - 10) << 23)
+    kept = tl.where(finite, bits_of(whole), size)
+    return float_of(kept | (bits_of(x) & -0x80000000)).to(tl.float16)
+
+
+@triton.jit
+def join(weights: tl.tensor, rest: tl.tensor, BITS: tl.constexpr):
+    """float32 master weights of bfloat16 ones and the bits that follow; ``formats.join``."""
+    low = rest.to(tl.uint32) << (16 - BITS)
+    return float_of(((weights.to(tl.uint32) << 16) | low) - ((low & 0x8000) << 1))
+
+
+@triton.jit
+def split(x: tl.tensor, dither: tl.tensor, BITS: tl.constexpr):
+    """bfloat16 weights and the bits of their masters that follow; ``formats.split``."""
+    bits = x.to(tl.uint32, bitcast=True)
+    if BITS == 8:
+        bits += dither >> 24
+    bits = tl.where(x != x, _NAN, bits)
+    rest = bits >> (16 - BITS)
+    return ((bits + 0x8000) >> 16).to(tl.uint16), rest.to(tl.uint8 if BITS == 8 else tl.uint16)

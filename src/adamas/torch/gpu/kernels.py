@@ -1,0 +1,258 @@
+"""The step as a Triton kernel: one program a chunk of one tensor.
+
+Every operation rounds on its own (``enable_fp_fusion=False`` at the launch, ``div_rn``,
+``sqrt_rn``). Nothing that changes from step to step is a compile-time constant.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ... import native
+from . import codecs
+from .rules import COEFFICIENTS, adam, load_coefficients, load_step
+
+# A chunk's row has the columns of the core's rows, with addresses of its own elements and, in place
+# of the types, which a launch has in common, the place of its first element: in the whole tensor,
+# where elements lie there as they do here, else in this part of it. Beyond these: its gradient's
+# dtype, the row of the table that it is of, and its first element there.
+FIRST = tl.constexpr(native.TYPES)
+GRAD_DTYPE, ROW, BEGIN = (tl.constexpr(native.COLUMNS + i) for i in range(3))
+COLUMNS = tl.constexpr(16)
+_PARAM, _GRAD = tl.constexpr(native.PARAM), tl.constexpr(native.GRAD)
+_EXP_AVG, _EXP_AVG_SQ = tl.constexpr(native.EXP_AVG), tl.constexpr(native.EXP_AVG_SQ)
+_MAXIMUM, _MASTER = tl.constexpr(native.MAX_EXP_AVG_SQ), tl.constexpr(native.MASTER)
+_SIZE, _SET = tl.constexpr(native.SIZE), tl.constexpr(native.COEFFICIENTS)
+_OFFSET, _RUN = tl.constexpr(native.OFFSET), tl.constexpr(native.RUN)
+_STRIDE = tl.constexpr(native.STRIDE)
+
+_FLOAT32, _FLOAT64, _BFLOAT16, _FLOAT16 = (tl.constexpr(x) for x in native.DTYPES.values())
+_FULL, _HALVES, _INT8, _INT4 = (tl.constexpr(x) for x in native.MOMENTS.values())
+_GROUP = codecs.GROUP
+
+# What is loaded for numbers of a dtype: of bfloat16 its bits.
+_STORED = tl.constexpr((tl.float32, tl.float64, tl.uint16, tl.float16))
+
+
+@triton.jit
+def place_gradients(chunks, placed, count, rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Tells chunks where their gradients lie, and which coefficients are theirs.
+
+    Args:
+        chunks: (count, 16) int64.
+        placed: (2, rows) int64, of the table's rows the gradient's address, 0 for none, and the
+            coefficients' index.
+        count: of chunks.
+        rows: of the table.
+        BLOCK: chunks a program.
+    """
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    chunk = chunks + at.to(tl.int64) * COLUMNS
+    row = tl.load(chunk + ROW, inside, other=0)
+    dtype = tl.load(chunk + GRAD_DTYPE, inside, other=0)
+    size = tl.where(dtype == _FLOAT64, 8, tl.where(dtype == _FLOAT32, 4, 2))
+    address = tl.load(placed + row, inside, other=0)
+    begin = tl.load(chunk + BEGIN, inside, other=0)
+    tl.store(chunk + _GRAD, tl.where(address != 0, address + begin * size, 0), inside)
+    tl.store(chunk + _SET, tl.load(placed + rows + row, inside, other=0), inside)
+
+
+@triton.jit
+def step_chunk(
+    chunks,  # type: ignore[no-untyped-def]
+    coefficients,
+    skip,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    MASTER: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Steps one chunk.
+
+    Args:
+        chunks: (chunks, 16) int64.
+        coefficients: (sets, 13) float64.
+        skip: int32, 1 where nothing is to be done.
+        PARAM: the parameter's dtype and
+        GRAD: its gradient's, numbers of ``native.DTYPES``.
+        MOMENTS: their format's number in ``native.MOMENTS``.
+        MASTER: bits beside the parameter, as ``native.types`` has them.
+        AMSGRAD: whether there is a maximum.
+        WHOLE: whether elements have the same positions in their whole tensor.
+        ALIGNMENT: of all addresses, in bytes.
+        GROUPS: of 64 elements that are stepped at a time.
+    """
+    row = chunks + tl.program_id(0).to(tl.int64) * COLUMNS
+    grad = tl.load(row + _GRAD)
+    size = tl.load(row + _SIZE).to(tl.int32)
+    if tl.load(skip) != 0:
+        size = 0
+    if grad == 0:
+        size = 0
+    block: tl.constexpr = GROUPS * _GROUP
+    whole_blocks = size // block * block
+    for start in range(0, whole_blocks, block):
+        _step_block(
+            row, grad, coefficients, start, size,
+            PARAM, GRAD, MOMENTS, MASTER, AMSGRAD, WHOLE, ALIGNMENT, GROUPS, False,
+        )  # fmt: skip
+    if whole_blocks < size:
+        _step_block(
+            row, grad, coefficients, whole_blocks, size,
+            PARAM, GRAD, MOMENTS, MASTER, AMSGRAD, WHOLE, ALIGNMENT, GROUPS, True,
+        )  # fmt: skip
+
+
+@triton.jit
+def _step_block(
+    row,  # type: ignore[no-untyped-def]
+    grad,
+    coefficients,
+    start,
+    size,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    MASTER: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    T: tl.constexpr = tl.float64 if PARAM == _FLOAT64 else tl.float32
+    of_set = coefficients + tl.load(row + _SET) * COEFFICIENTS
+    t = load_step(of_set)
+    groups = tl.arange(0, GROUPS)[:, None]
+    at = start + groups * _GROUP + tl.arange(0, _GROUP)[None, :]
+    scales_at = start // _GROUP + groups
+    inside = at < size if MASKED else None
+    groups_inside = scales_at * _GROUP < size if MASKED else None
+    index, group_index = _indices(row, start, at, groups, WHOLE)
+
+    param = _pointer(tl.load(row + _PARAM), _STORED[PARAM], ALIGNMENT) + at
+    beside = tl.load(row + _MASTER)
+    stored = _load(param, inside)
+    rest = stored
+    if MASTER != codecs.NONE:
+        of_rest: tl.constexpr = tl.float32 if MASTER == codecs.WHOLE else (
+            tl.uint8 if MASTER == codecs.REST_8 else tl.uint16
+        )
+        rest_at = _pointer(beside, of_rest, ALIGNMENT) + at
+        rest = _load(rest_at, inside)
+    p = _number(stored, rest, PARAM, MASTER)
+    g = _load(_pointer(grad, _STORED[GRAD], ALIGNMENT) + at, inside)
+    g = _number(g, g, GRAD, codecs.NONE)
+
+    CODED: tl.constexpr = MOMENTS == _INT8 or MOMENTS == _INT4
+    BITS: tl.constexpr = 8 if MOMENTS == _INT8 else 4
+    of_moments: tl.constexpr = T if MOMENTS == _FULL else (
+        tl.uint8 if MOMENTS == _INT4 else tl.uint16
+    )
+    first_at = _pointer(tl.load(row + _EXP_AVG), of_moments, ALIGNMENT) + at
+    second = tl.load(row + _EXP_AVG_SQ)
+    if CODED:
+        scales = _pointer(second, tl.uint16, 2) + 3 * scales_at
+        low, high = _load(scales, groups_inside), _load(scales + 1, groups_inside)
+        m, v = codecs.decode(
+            _load(first_at, inside), low, high, _load(scales + 2, groups_inside), BITS
+        )
+    else:
+        second_at = _pointer(second, of_moments, ALIGNMENT) + at
+        m, v = _load(first_at, inside), _load(second_at, inside)
+        if MOMENTS == _HALVES:
+            m, v = codecs.from_bfloat16(m), codecs.from_bfloat16(v)
+    v_max = v
+    if AMSGRAD:
+        maximum_at = _pointer(tl.load(row + _MAXIMUM), T, ALIGNMENT) + at
+        v_max = _load(maximum_at, inside)
+
+    p, m, v, v_max = adam(p, g, m, v, v_max, load_coefficients(of_set, T), AMSGRAD)
+
+    if AMSGRAD:
+        tl.store(maximum_at, v_max, inside)
+    if CODED:
+        words, low, high, most = codecs.encode(m, v, g, index, group_index, t, BITS)
+        tl.store(first_at, words, inside)
+        tl.store(scales, low, groups_inside)
+        tl.store(scales + 1, high, groups_inside)
+        tl.store(scales + 2, most, groups_inside)
+    else:
+        if MOMENTS == _HALVES:
+            m = codecs.to_bfloat16(m, codecs.second_dither(index, t))
+            v = codecs.to_bfloat16(v, codecs.first_dither(index, t))
+        tl.store(first_at, m, inside)
+        tl.store(second_at, v, inside)
+    if MASTER == codecs.NONE:
+        tl.store(param, _rounded(p, index, t, PARAM), inside)
+    elif MASTER == codecs.WHOLE:
+        tl.store(param, p.to(tl.float16), inside)
+        tl.store(rest_at, p, inside)
+    else:
+        kept, rest = codecs.split(p, codecs.second_dither(index, t), MASTER)
+        tl.store(param, kept, inside)
+        tl.store(rest_at, rest, inside)
+
+
+@triton.jit
+def _indices(row, start, at, groups, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The positions in the whole tensor of elements and of groups' first ones, to 32 bits."""
+    first = tl.load(row + FIRST)
+    if WHOLE:
+        # The dithers of elements come round after a group.
+        index = tl.arange(0, _GROUP)[None, :].to(tl.uint32)
+        group_index = (first + start).to(tl.uint32) + (groups * _GROUP).to(tl.uint32)
+    else:
+        offset, run, stride = tl.load(row + _OFFSET), tl.load(row + _RUN), tl.load(row + _STRIDE)
+        k = first + at
+        index = (offset + k // run * stride + k % run).to(tl.uint32)
+        k = first + start + groups * _GROUP
+        group_index = (offset + k // run * stride + k % run).to(tl.uint32)
+    return index, group_index
+
+
+@triton.jit
+def _pointer(address, T: tl.constexpr, ALIGNMENT: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.multiple_of(address.to(tl.pointer_type(T)), ALIGNMENT)
+
+
+@triton.jit
+def _load(pointers, inside):  # type: ignore[no-untyped-def]
+    if inside is None:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, inside, other=0)
+
+
+@triton.jit
+def _number(stored, rest, DTYPE: tl.constexpr, MASTER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What is computed with: the master weight where there is one."""
+    if MASTER == codecs.WHOLE:
+        # Where the parameter is not its rounding, somebody has set the parameter anew.
+        own = rest.to(tl.float16).to(tl.uint16, bitcast=True) == stored.to(tl.uint16, bitcast=True)
+        return tl.where(own, rest, stored.to(tl.float32))
+    elif MASTER != codecs.NONE:
+        return codecs.join(stored, rest, MASTER)
+    elif DTYPE == _BFLOAT16:
+        return codecs.from_bfloat16(stored)
+    elif DTYPE == _FLOAT16:
+        return stored.to(tl.float32)
+    else:
+        return stored
+
+
+@triton.jit
+def _rounded(p, index, t, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A weight without a master, as it is stored."""
+    if DTYPE == _BFLOAT16:
+        return codecs.to_bfloat16(p, codecs.second_dither(index, t))
+    elif DTYPE == _FLOAT16:
+        return codecs.to_float16(p, codecs.second_dither(index, t))
+    else:
+        return p

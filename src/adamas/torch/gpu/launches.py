@@ -1,0 +1,195 @@
+"""The kernels as the executor of a table of tensors on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import compress
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ... import native
+from ..recode import trained
+from ..sharding import local, local_like
+from ..statistics import Found, columns_of
+from ..table import Table
+from . import kernels
+
+CHUNK = 8192  # elements that a program steps
+_WARPS = 4
+_ALIGNMENT = 16  # bytes that a thread loads at once
+_COLUMNS = kernels.COLUMNS.value
+_MOMENTS = {name: number for name, number in native.MOMENTS.items()}
+_SIZES = np.array([4, 8, 2, 2])  # bytes of an element, by its dtype's number
+_ADDRESSES = slice(native.PARAM, native.MASTER + 1)
+
+
+class Launch(NamedTuple):
+    """Chunks that one launch steps, and what they have in common."""
+
+    first: int
+    count: int
+    param: int
+    grad: int
+    moments: int
+    master: int
+    amsgrad: bool
+    whole: bool
+    alignment: int
+
+
+class Launches:
+    """A table's chunks on its device, and what is launched to step them.
+
+    Nothing here waits for the device, and while nothing moves, what a step sends there is a row of
+    coefficients.
+
+    Args:
+        table: the table.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.device = local(table.params[0]).device
+        self._placed = np.zeros((2, len(table.rows)), np.int64)
+        self._kinds = np.zeros((0, 0), np.int64)
+        self._launches: list[Launch] = []
+        self._skip = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self._chunks = self._coefficients = self._on_device = torch.zeros(0, device=self.device)
+
+    def step(
+        self, coefficients: NDArray[np.float64], unscale: float, measure: bool
+    ) -> list[Found]:
+        """Steps every parameter that had a gradient at the last look; as ``cpu.step``."""
+        table = self._table
+        entries = list(compress(table.entries, table.steps >= 0))
+        before = [trained(e.param, e.state).clone() for e in entries] if measure else []
+        torch.autograd.graph.increment_version([entry.param for entry in entries])
+        with _current(self.device):
+            self._place()
+            self._send(coefficients)
+            for launch in self._launches:
+                self._launch(launch)
+        native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
+        return list(_found(entries, before, unscale))
+
+    def _launch(self, launch: Launch) -> None:
+        first, count, *constants = launch
+        coded = launch.moments >= _MOMENTS["int8"]
+        kernels.step_chunk[(count,)](
+            self._chunks[first:],
+            self._coefficients,
+            self._skip,
+            *constants,
+            4 * _WARPS // 2 if coded else 4 * _WARPS,
+            num_warps=_WARPS,
+            enable_fp_fusion=False,
+        )
+
+    def _send(self, coefficients: NDArray[np.float64]) -> None:
+        if self._coefficients.shape != coefficients.shape:
+            self._coefficients = self._empty(coefficients)
+        _upload(coefficients, self._coefficients)
+
+    def _place(self) -> None:
+        """Brings the chunks up to date with the table's rows."""
+        rows = self._table.rows
+        placed = rows[:, [native.GRAD, native.COEFFICIENTS]].T
+        types_hold = len(self._kinds) and np.array_equal(self._kinds[:, 0], rows[:, native.TYPES])
+        if types_hold and np.array_equal(placed, self._placed):
+            return
+        kinds = _kinds(rows)
+        if not np.array_equal(kinds, self._kinds):
+            self._build(kinds)
+        self._placed = np.ascontiguousarray(placed)
+        _upload(self._placed, self._on_device)
+        count, block = len(self._chunks), 128
+        kernels.place_gradients[(-(-count // block),)](
+            self._chunks, self._on_device, count, len(rows), block
+        )
+
+    def _build(self, kinds: NDArray[np.int64]) -> None:
+        rows = self._table.rows
+        order = np.lexsort(kinds.T)
+        counts = -(-rows[order, native.SIZE] // CHUNK)
+        of_row = np.repeat(order, counts)
+        begin = (np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)) * CHUNK
+        chunks = np.zeros((len(of_row), _COLUMNS), np.int64)
+        chunks[:, : native.COLUMNS] = rows[of_row]
+        there = chunks[:, _ADDRESSES] != 0
+        chunks[:, _ADDRESSES] += there * (begin[:, None] // 64 * _bytes(rows)[of_row])
+        chunks[:, native.SIZE] = np.minimum(rows[of_row, native.SIZE] - begin, CHUNK)
+        whole = kinds[of_row, 2] != 0
+        chunks[:, kernels.FIRST.value] = begin + np.where(whole, rows[of_row, native.OFFSET], 0)
+        chunks[:, kernels.GRAD_DTYPE.value] = _types(rows)[of_row, 1]
+        chunks[:, kernels.ROW.value] = of_row
+        chunks[:, kernels.BEGIN.value] = begin
+        if self._chunks.shape != chunks.shape:
+            self._chunks = self._empty(chunks)
+            self._on_device = self._empty(self._placed)
+        _upload(chunks, self._chunks)
+        self._kinds = kinds
+        self._launches = list(_launches(kinds[of_row]))
+
+    def _empty(self, like: NDArray[Any]) -> Tensor:
+        return torch.empty_like(torch.from_numpy(like), device=self.device)
+
+
+def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What rows of one launch have in common: types, AMSGrad, whether whole, and alignment."""
+    addresses = rows[:, _ADDRESSES].copy()
+    coded = _types(rows)[:, 2] >= _MOMENTS["int8"]
+    addresses[coded, native.EXP_AVG_SQ] = 0  # scales are read one by one
+    aligned = (addresses % _ALIGNMENT == 0).all(1)
+    whole = (rows[:, native.SIZE] <= rows[:, native.RUN]) & (rows[:, native.OFFSET] % 64 == 0)
+    amsgrad = rows[:, native.MAX_EXP_AVG_SQ] != 0
+    return np.stack([rows[:, native.TYPES], amsgrad, whole, aligned], 1).astype(np.int64)
+
+
+def _launches(kinds: NDArray[np.int64]) -> Iterator[Launch]:
+    """One for each run of equal kinds of chunks."""
+    changes = np.flatnonzero((kinds[1:] != kinds[:-1]).any(1)) + 1
+    ends = [0, *changes.tolist(), len(kinds)]
+    for first, end in zip(ends[:-1], ends[1:], strict=True):
+        if end > first:
+            _, amsgrad, whole, aligned = kinds[first].tolist()
+            types = _types(kinds[first : first + 1, :1], 0)[0, :4].tolist()
+            alignment = _ALIGNMENT if aligned else 1
+            yield Launch(first, end - first, *types, bool(amsgrad), bool(whole), alignment)
+
+
+def _types(rows: NDArray[np.int64], column: int = native.TYPES) -> NDArray[np.uint8]:
+    """Of each row the bytes of struct Types in src/core/table.hpp."""
+    return np.ascontiguousarray(rows[:, column]).view(np.uint8).reshape(-1, 8)
+
+
+def _bytes(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each row's six arrays, the bytes of 64 elements."""
+    param, grad, moments, master = _types(rows)[:, :4].T
+    compute = np.where(param == native.DTYPES["float64"], 8, 4)
+    one = np.select([moments == n for n in _MOMENTS.values()], [compute, 2, 2, 1])
+    scales = moments >= _MOMENTS["int8"]
+    columns = [64 * _SIZES[param], 64 * _SIZES[grad], 64 * one, np.where(scales, 6, 64 * one)]
+    return np.stack([*columns, 64 * compute, 8 * master.astype(np.int64)], 1)
+
+
+def _upload(array: NDArray[Any], target: Tensor) -> None:
+    """Copies from pinned memory, which torch keeps until the device has read it."""
+    source = torch.from_numpy(array)
+    target.copy_(source if target.device.type == "cpu" else source.pin_memory(), non_blocking=True)
+
+
+def _current(device: torch.device) -> Any:
+    """Makes a device the current one, on whose current stream kernels are launched."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
+
+
+def _found(entries: list[Any], before: list[Tensor], unscale: float) -> Iterator[Found]:
+    for entry, was in zip(entries, before, strict=False):
+        grad = local_like(entry.param.grad, entry.param)
+        yield Found(*entry, columns_of(entry, grad * unscale, was))
