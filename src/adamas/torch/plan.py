@@ -133,7 +133,8 @@ class Plan:
         fast = len(self._fast)
         part_of = self._part_of[[*range(fast), *(fast + i for i in self._with_grad)]]
         parts = [
-            Part(shards, every[present_in & (part_of == i)]) for i, shards in enumerate(self._shards)
+            Part(shards, every[present_in & (part_of == i)])
+            for i, shards in enumerate(self._shards)
         ]
         return squared_norm(parts, unscale)
 

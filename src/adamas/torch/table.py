@@ -103,9 +103,7 @@ class Table:
                 self._copy(i, self.grad(i))
         return 0
 
-    def coefficients(
-        self, hypers: list[Hyper], unscale: float, clip: float
-    ) -> NDArray[np.float64]:
+    def coefficients(self, hypers: list[Hyper], unscale: float, clip: float) -> NDArray[np.float64]:
         """Of the next step: rows of ``hyper.Coefficients``, to which the table's rows point.
 
         Args:

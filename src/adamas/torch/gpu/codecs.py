@@ -28,7 +28,6 @@ _START_1, _START_2, _START_3 = (tl.constexpr(start) for _, start in formats.CHOR
 # Added to a number of less than 2^22, it leaves the nearest whole number, ties to even, in the last
 # bits of the sum, beside its own.
 _ROUNDER = tl.constexpr(1.5 * 2**23)
-_ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 
 @triton.jit
@@ -73,19 +72,21 @@ def decode(words: tl.tensor, low: tl.tensor, high: tl.tensor, most: tl.tensor, B
         BITS: 8 or 4.
     """
     word = words.to(tl.int32)
+    unit = float_of(top_half(most))
     if BITS == 8:
         code_v = word >> 8
-        level = (word << 24) >> 24
+        level = ((word << 24) >> 24).to(tl.float32)
+        unit = tl.div_rn(unit, tl.full(unit.shape, 127.0, tl.float32))
     else:
         code_v = ((word + 16) * 241) >> 12  # by 17
-        code_m = word - 17 * code_v + 8
-        level = code_m * (tl.abs(code_m) + 8)
+        code_m = (word - 17 * code_v).to(tl.float32) + 8.0
+        level = code_m * (tl.abs(code_m) + 8.0)
+        unit *= 1 / 128
     quantum = _quantum(top_half(low), top_half(high), BITS)
-    grid = top_half(low) + (code_v - 1) * quantum
+    grid = (top_half(low) - quantum) + code_v * quantum
     positive = code_v > 0
-    unit = tl.div_rn(float_of(top_half(most)), _largest_level(BITS))
     frame = ((grid >> 1) + 0x1FC00000) & (_INFINITY if BITS == 8 else _INFINITY | _HALF)
-    m = level.to(tl.float32) * unit * float_of(tl.where(positive, frame, 0))
+    m = level * unit * float_of(tl.where(positive, frame, 0))
     return m, float_of(tl.where(positive, grid, 0))
 
 
@@ -126,47 +127,47 @@ def encode(
     # The dither and one: its top 16 bits behind the exponent of one.
     dither = float_of((((first_dither(index, step) >> 9) & 0x7FFF80) | 0x3F800000).to(tl.int32))
     code_v = ((b - low).to(tl.float32) * by_quantum + dither).to(tl.int32)
-    grid = low + (code_v - 1) * quantum
-    u = m * float_of((0x5FBFFFFF - (grid >> 1)) & _INFINITY)  # by the frame's power of two
+    # Of the value on the grid the bits, inverted: then a shift and a sum give the frame.
+    grid = (quantum - 1 - low) - code_v * quantum
+    u = m * float_of(((grid >> 1) + 0x5FC00000) & _INFINITY)  # by the frame's power of two
     if BITS == 4:
-        u = tl.where((grid & 0x800000) != 0, u, u * (2 / 3))
+        u = tl.where((grid & 0x800000) == 0, u, u * (2 / 3))
     u = tl.where(positive, u, 0.0)
-    size = bits_of(u) & 0x7FFFFFFF
-    most = tl.max(size, 1, keep_dims=True)
+    most = tl.max(bits_of(u) & 0x7FFFFFFF, 1, keep_dims=True)
     poisoned = most > _LARGEST
     kept = (most >= _NEGLIGIBLE) & (most <= _LARGEST)
     group_dither = (group_index >> 6) * _FIRST_BY_STEP + step * _SECOND_BY_STEP
     rounded = (most + (group_dither >> 16).to(tl.int32)) >> 16
     scale = tl.where(kept, rounded, tl.where(poisoned, _NAN >> 16, 0))
-    largest = tl.full(most.shape, _largest_level(BITS), tl.float32)
+    largest = tl.full(most.shape, 127.0 if BITS == 8 else 128.0, tl.float32)
+    # Zero where nothing is kept; of what is not finite it makes NaN, which the maximum below drops.
     inverse = tl.div_rn(largest, float_of(tl.where(kept, most, _INFINITY)))
-    code_m = _code_m(u, float_of(tl.where(kept, size, 0)) * inverse, grad, index, step, BITS)
+    rounded_m = bits_of(_code_m(u, inverse, grad, index, step, BITS) + _ROUNDER)
     if BITS == 8:
-        words = (tl.where(positive, code_v << 8, 0) | (code_m & 0xFF)).to(tl.uint16)
-    else:
-        words = tl.where(positive, 17 * code_v + code_m - 8, 0).to(tl.uint8)
+        words = (tl.where(positive, code_v << 8, 0) | (rounded_m & 0xFF)).to(tl.uint16)
+    else:  # the last 8 bits of the rounder are zero
+        words = tl.where(positive, 17 * code_v + rounded_m - 8, 0).to(tl.uint8)
     return words, (low >> 16).to(tl.uint16), (high >> 16).to(tl.uint16), scale.to(tl.uint16)
 
 
 @triton.jit
 def _code_m(
     u: tl.tensor,
-    level: tl.tensor,
+    inverse: tl.tensor,
     grad: tl.tensor,
     index: tl.tensor,
     step: tl.tensor,
     BITS: tl.constexpr,
 ):
-    """The codes of m, of its sign and its level."""
-    code = level
+    """The codes of m, not yet rounded: of u's sign, and by its size."""
+    code = tl.abs(u) * inverse
     if BITS == 4:
-        code = tl.minimum(level * _SLOPE_1 + _START_1, level * _SLOPE_2 + _START_2)
-        code = tl.minimum(code, level * _SLOPE_3 + _START_3)
+        shallow = tl.minimum(code * _SLOPE_1 + _START_1, code * _SLOPE_2 + _START_2)
+        code = tl.minimum(shallow, code * _SLOPE_3 + _START_3)
     fraction = (second_dither(index, step) >> 16).to(tl.int32).to(tl.float32) * (2.0**-16)
     offset = fraction - (_SETTLE_8 if BITS == 8 else _SETTLE_4)
     code = tl.maximum(tl.where(grad != 0, code, code + offset), 0.0)
-    nearest = bits_of(code + _ROUNDER) - _ROUNDER_BITS
-    return tl.where(bits_of(u) < 0, -nearest, nearest)
+    return float_of(bits_of(code) | (bits_of(u) & -0x80000000))
 
 
 @triton.jit
@@ -174,11 +175,6 @@ def _quantum(low: tl.tensor, high: tl.tensor, BITS: tl.constexpr):
     """The step of v's grid, in bit patterns."""
     steps: tl.constexpr = (1 << BITS) - 2
     return tl.maximum((high - low + (steps - 1)) // steps, 1)
-
-
-@triton.jit
-def _largest_level(BITS: tl.constexpr):
-    return 127.0 if BITS == 8 else 128.0
 
 
 @triton.jit

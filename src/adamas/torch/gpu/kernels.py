@@ -31,8 +31,9 @@ _FLOAT32, _FLOAT64, _BFLOAT16, _FLOAT16 = (tl.constexpr(x) for x in native.DTYPE
 _FULL, _HALVES, _INT8, _INT4 = (tl.constexpr(x) for x in native.MOMENTS.values())
 _GROUP = codecs.GROUP
 
-# What is loaded for numbers of a dtype: of bfloat16 its bits.
+# What is loaded for numbers of a dtype, of bfloat16 its bits, and beside them for a master's bytes.
 _STORED = tl.constexpr((tl.float32, tl.float64, tl.uint16, tl.float16))
+_BESIDE = tl.constexpr((tl.uint8, tl.uint8, tl.uint16, None, tl.float32))
 
 
 @triton.jit
@@ -69,6 +70,7 @@ def step_chunk(
     MOMENTS: tl.constexpr,
     MASTER: tl.constexpr,
     AMSGRAD: tl.constexpr,
+    USUAL: tl.constexpr,
     WHOLE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -84,36 +86,54 @@ def step_chunk(
         MOMENTS: their format's number in ``native.MOMENTS``.
         MASTER: bits beside the parameter, as ``native.types`` has them.
         AMSGRAD: whether there is a maximum.
+        USUAL: whether ``rules.adam`` may leave out what is seldom used.
         WHOLE: whether elements have the same positions in their whole tensor.
         ALIGNMENT: of all addresses, in bytes.
         GROUPS: of 64 elements that are stepped at a time.
     """
     row = chunks + tl.program_id(0).to(tl.int64) * COLUMNS
-    grad = tl.load(row + _GRAD)
     size = tl.load(row + _SIZE).to(tl.int32)
-    if tl.load(skip) != 0:
+    grad = tl.load(row + _GRAD)
+    if (grad == 0) | (tl.load(skip) != 0):
         size = 0
-    if grad == 0:
-        size = 0
+    # What blocks have in common is loaded once: the compiler cannot know that no block writes it.
+    addresses = (
+        tl.load(row + _PARAM),
+        grad,
+        tl.load(row + _EXP_AVG),
+        tl.load(row + _EXP_AVG_SQ),
+        tl.load(row + _MAXIMUM),
+        tl.load(row + _MASTER),
+    )
+    place = (
+        tl.load(row + FIRST),
+        tl.load(row + _OFFSET),
+        tl.load(row + _RUN),
+        tl.load(row + _STRIDE),
+    )
+    of_set = coefficients + tl.load(row + _SET) * COEFFICIENTS
+    c = load_coefficients(of_set, tl.float64 if PARAM == _FLOAT64 else tl.float32)
+    t = load_step(of_set)
     block: tl.constexpr = GROUPS * _GROUP
     whole_blocks = size // block * block
     for start in range(0, whole_blocks, block):
         _step_block(
-            row, grad, coefficients, start, size,
-            PARAM, GRAD, MOMENTS, MASTER, AMSGRAD, WHOLE, ALIGNMENT, GROUPS, False,
+            addresses, place, c, t, start, size,
+            PARAM, GRAD, MOMENTS, MASTER, AMSGRAD, USUAL, WHOLE, ALIGNMENT, GROUPS, False,
         )  # fmt: skip
     if whole_blocks < size:
         _step_block(
-            row, grad, coefficients, whole_blocks, size,
-            PARAM, GRAD, MOMENTS, MASTER, AMSGRAD, WHOLE, ALIGNMENT, GROUPS, True,
+            addresses, place, c, t, whole_blocks, size,
+            PARAM, GRAD, MOMENTS, MASTER, AMSGRAD, USUAL, WHOLE, ALIGNMENT, GROUPS, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _step_block(
-    row,  # type: ignore[no-untyped-def]
-    grad,
-    coefficients,
+    addresses,  # type: ignore[no-untyped-def]
+    place,
+    c,
+    t,
     start,
     size,
     PARAM: tl.constexpr,
@@ -121,68 +141,53 @@ def _step_block(
     MOMENTS: tl.constexpr,
     MASTER: tl.constexpr,
     AMSGRAD: tl.constexpr,
+    USUAL: tl.constexpr,
     WHOLE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     GROUPS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
+    """Steps the elements of a chunk from ``start`` on, as many as a block has or there are."""
     T: tl.constexpr = tl.float64 if PARAM == _FLOAT64 else tl.float32
-    of_set = coefficients + tl.load(row + _SET) * COEFFICIENTS
-    t = load_step(of_set)
     groups = tl.arange(0, GROUPS)[:, None]
     at = start + groups * _GROUP + tl.arange(0, _GROUP)[None, :]
     scales_at = start // _GROUP + groups
     inside = at < size if MASKED else None
     groups_inside = scales_at * _GROUP < size if MASKED else None
-    index, group_index = _indices(row, start, at, groups, WHOLE)
+    index, group_index = _indices(place, start, at, groups, WHOLE)
 
-    param = _pointer(tl.load(row + _PARAM), _STORED[PARAM], ALIGNMENT) + at
-    beside = tl.load(row + _MASTER)
+    param = _pointer(addresses[0], _STORED[PARAM], ALIGNMENT) + at
+    rest_at = _pointer(addresses[5], _BESIDE[MASTER // 8], ALIGNMENT) + at
     stored = _load(param, inside)
-    rest = stored
-    if MASTER != codecs.NONE:
-        of_rest: tl.constexpr = tl.float32 if MASTER == codecs.WHOLE else (
-            tl.uint8 if MASTER == codecs.REST_8 else tl.uint16
-        )
-        rest_at = _pointer(beside, of_rest, ALIGNMENT) + at
-        rest = _load(rest_at, inside)
-    p = _number(stored, rest, PARAM, MASTER)
-    g = _load(_pointer(grad, _STORED[GRAD], ALIGNMENT) + at, inside)
+    p = _number(stored, stored if MASTER == codecs.NONE else _load(rest_at, inside), PARAM, MASTER)
+    g = _load(_pointer(addresses[1], _STORED[GRAD], ALIGNMENT) + at, inside)
     g = _number(g, g, GRAD, codecs.NONE)
 
-    CODED: tl.constexpr = MOMENTS == _INT8 or MOMENTS == _INT4
+    CODED: tl.constexpr = MOMENTS >= _INT8
     BITS: tl.constexpr = 8 if MOMENTS == _INT8 else 4
-    of_moments: tl.constexpr = T if MOMENTS == _FULL else (
-        tl.uint8 if MOMENTS == _INT4 else tl.uint16
-    )
-    first_at = _pointer(tl.load(row + _EXP_AVG), of_moments, ALIGNMENT) + at
-    second = tl.load(row + _EXP_AVG_SQ)
+    KEPT: tl.constexpr = T if MOMENTS == _FULL else (tl.uint8 if MOMENTS == _INT4 else tl.uint16)
+    first_at = _pointer(addresses[2], KEPT, ALIGNMENT) + at
     if CODED:
-        scales = _pointer(second, tl.uint16, 2) + 3 * scales_at
+        scales = _pointer(addresses[3], tl.uint16, 2) + 3 * scales_at
         low, high = _load(scales, groups_inside), _load(scales + 1, groups_inside)
-        m, v = codecs.decode(
-            _load(first_at, inside), low, high, _load(scales + 2, groups_inside), BITS
-        )
+        most = _load(scales + 2, groups_inside)
+        m, v = codecs.decode(_load(first_at, inside), low, high, most, BITS)
     else:
-        second_at = _pointer(second, of_moments, ALIGNMENT) + at
+        second_at = _pointer(addresses[3], KEPT, ALIGNMENT) + at
         m, v = _load(first_at, inside), _load(second_at, inside)
         if MOMENTS == _HALVES:
             m, v = codecs.from_bfloat16(m), codecs.from_bfloat16(v)
-    v_max = v
-    if AMSGRAD:
-        maximum_at = _pointer(tl.load(row + _MAXIMUM), T, ALIGNMENT) + at
-        v_max = _load(maximum_at, inside)
+    maximum_at = _pointer(addresses[4], T, ALIGNMENT) + at
+    v_max = _load(maximum_at, inside) if AMSGRAD else v
 
-    p, m, v, v_max = adam(p, g, m, v, v_max, load_coefficients(of_set, T), AMSGRAD)
+    p, m, v, v_max = adam(p, g, m, v, v_max, c, AMSGRAD, USUAL)
 
     if AMSGRAD:
         tl.store(maximum_at, v_max, inside)
     if CODED:
         words, low, high, most = codecs.encode(m, v, g, index, group_index, t, BITS)
         tl.store(first_at, words, inside)
-        tl.store(scales, low, groups_inside)
-        tl.store(scales + 1, high, groups_inside)
-        tl.store(scales + 2, most, groups_inside)
+        _store_scales(addresses[3], low, high, most, scales_at, size, GROUPS)
     else:
         if MOMENTS == _HALVES:
             m = codecs.to_bfloat16(m, codecs.second_dither(index, t))
@@ -201,15 +206,34 @@ def _step_block(
 
 
 @triton.jit
-def _indices(row, start, at, groups, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _store_scales(
+    address,  # type: ignore[no-untyped-def]
+    low,
+    high,
+    most,
+    scales_at,
+    size,
+    GROUPS: tl.constexpr,
+):
+    # Packed, for between the threads that find them and those that store them they go by shared
+    # memory, and each time is a barrier.
+    packed = low.to(tl.int64) | (high.to(tl.int64) << 16) | (most.to(tl.int64) << 32)
+    column = tl.arange(0, 4)[None, :]
+    three = tl.reshape(packed, (GROUPS,))[:, None] >> (16 * column)
+    inside = (column < 3) & (scales_at * _GROUP < size)
+    at = _pointer(address, tl.uint16, 2) + 3 * scales_at + column
+    tl.store(at, three.to(tl.uint16), inside)
+
+
+@triton.jit
+def _indices(place, start, at, groups, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The positions in the whole tensor of elements and of groups' first ones, to 32 bits."""
-    first = tl.load(row + FIRST)
+    first, offset, run, stride = place
     if WHOLE:
         # The dithers of elements come round after a group.
         index = tl.arange(0, _GROUP)[None, :].to(tl.uint32)
         group_index = (first + start).to(tl.uint32) + (groups * _GROUP).to(tl.uint32)
     else:
-        offset, run, stride = tl.load(row + _OFFSET), tl.load(row + _RUN), tl.load(row + _STRIDE)
         k = first + at
         index = (offset + k // run * stride + k % run).to(tl.uint32)
         k = first + start + groups * _GROUP

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import native
+from ...formats import GROUP
 from ..recode import trained
 from ..sharding import local, local_like
 from ..statistics import Found, columns_of
@@ -22,6 +23,9 @@ from . import kernels
 
 CHUNK = 8192  # elements that a program steps
 _WARPS = 4
+# Elements that a thread steps at a time: so few that loads of every width get the same threads,
+# else values would go between threads through shared memory.
+_PLAIN, _CODED = 8, 4
 _ALIGNMENT = 16  # bytes that a thread loads at once
 _COLUMNS = kernels.COLUMNS.value
 _MOMENTS = {name: number for name, number in native.MOMENTS.items()}
@@ -62,9 +66,7 @@ class Launches:
         self._skip = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._chunks = self._coefficients = self._on_device = torch.zeros(0, device=self.device)
 
-    def step(
-        self, coefficients: NDArray[np.float64], unscale: float, measure: bool
-    ) -> list[Found]:
+    def step(self, coefficients: NDArray[np.float64], unscale: float, measure: bool) -> list[Found]:
         """Steps every parameter that had a gradient at the last look; as ``cpu.step``."""
         table = self._table
         entries = list(compress(table.entries, table.steps >= 0))
@@ -81,12 +83,13 @@ class Launches:
     def _launch(self, launch: Launch) -> None:
         first, count, *constants = launch
         coded = launch.moments >= _MOMENTS["int8"]
+        groups = (_CODED if coded else _PLAIN) * 32 * _WARPS // GROUP
         kernels.step_chunk[(count,)](
             self._chunks[first:],
             self._coefficients,
             self._skip,
             *constants,
-            4 * _WARPS // 2 if coded else 4 * _WARPS,
+            groups,
             num_warps=_WARPS,
             enable_fp_fusion=False,
         )

@@ -40,8 +40,21 @@ def load_step(row: tl.tensor):
 
 
 @triton.jit
-def adam(p, grad, m, v, v_max, c, AMSGRAD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One step of Adam, AdamW or AMSGrad; ``adamas.equations.adam``."""
+def adam(
+    p,  # type: ignore[no-untyped-def]
+    grad,
+    m,
+    v,
+    v_max,
+    c,
+    AMSGRAD: tl.constexpr,
+    USUAL: tl.constexpr,
+):
+    """One step of Adam, AdamW or AMSGrad; ``adamas.equations.adam``.
+
+    Where it is USUAL, gradients are neither scaled nor clipped, nor the loss maximized, nor a decay
+    coupled: saying so beforehand spares a sixth of the arithmetic.
+    """
     (
         beta1,
         one_minus_beta1,
@@ -56,9 +69,11 @@ def adam(p, grad, m, v, v_max, c, AMSGRAD: tl.constexpr):  # type: ignore[no-unt
         unscale,
         clip,
     ) = c
-    g = grad * unscale * clip
-    g = tl.where(maximize != 0, -g, g)
-    g = tl.where(l2 != 0, g + l2 * p, g)
+    g = grad
+    if not USUAL:
+        g = g * unscale * clip
+        g = tl.where(maximize != 0, -g, g)
+        g = tl.where(l2 != 0, g + l2 * p, g)
     m = beta1 * m + one_minus_beta1 * g
     v = beta2 * v + one_minus_beta2 * (g * g)
     if AMSGRAD:
