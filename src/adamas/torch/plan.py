@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import native
@@ -119,13 +120,17 @@ class Plan:
 
     def squared_norm(self, unscale: float) -> float:
         """The sum of the squares of all gradients of the last look; see ``adamas.norm``."""
-        rows, copies, present = [], [], []
+        rows: list[NDArray[np.int64]] = []
+        present: list[NDArray[np.bool_]] = []
+        copies: list[Tensor] = []
         for table in self._tables:
             there = table.steps >= 0
-            own, kept = table.rows, []
+            own, kept = table.rows, list[Tensor]()
             if table in self._launches:
                 own = native.table(len(table.rows))
-                own[there], kept = rows_of([table.grad(i) for i in np.flatnonzero(there)])
+                own[there], kept = rows_of(
+                    [local(table.grad(i)) for i in np.flatnonzero(there).tolist()]
+                )
             rows, copies, present = [*rows, own], [*copies, *kept], [*present, there]
         plain_rows, kept = rows_of([grad for _, grad in self._grads])
         every = np.concatenate([*rows, plain_rows])

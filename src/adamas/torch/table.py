@@ -119,6 +119,7 @@ class Table:
             present = self.steps >= 0
             pairs = np.stack([self._set_of, self.steps], 1)[present]
             distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
+            self.rows[:, native.COEFFICIENTS] = 0
             self.rows[present, native.COEFFICIENTS] = inverse.reshape(-1)
             kinds = distinct.tolist()
         found = []

@@ -6,10 +6,10 @@ no smallest and no largest value of their group.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from ... import formats
+from .jit import jit
 
 GROUP = tl.constexpr(formats.GROUP)
 NONE, REST_8, REST_16, WHOLE = (tl.constexpr(bits) for bits in (0, 8, 16, 32))  # of masters
@@ -30,45 +30,47 @@ _START_1, _START_2, _START_3 = (tl.constexpr(start) for _, start in formats.CHOR
 _ROUNDER = tl.constexpr(1.5 * 2**23)
 
 
-@triton.jit
+@jit
 def bits_of(x: tl.tensor) -> tl.tensor:
     """The bits of float32 numbers, as signed whole numbers."""
     return x.to(tl.int32, bitcast=True)
 
 
-@triton.jit
+@jit
 def float_of(bits: tl.tensor) -> tl.tensor:
     """The float32 numbers of these bits."""
     return bits.to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@jit
 def top_half(half: tl.tensor) -> tl.tensor:
     """The bits of the float32 numbers whose top halves these are."""
     return (half.to(tl.uint32) << 16).to(tl.int32, bitcast=True)
 
 
-@triton.jit
+@jit
 def first_dither(index: tl.tensor, step: tl.tensor) -> tl.tensor:
     """``formats.dither``, of 32-bit indices and steps."""
     return index * _FIRST_BY_INDEX + step * _FIRST_BY_STEP
 
 
-@triton.jit
+@jit
 def second_dither(index: tl.tensor, step: tl.tensor) -> tl.tensor:
     """The same of the other sequence."""
     return index * _SECOND_BY_INDEX + step * _SECOND_BY_STEP
 
 
-@triton.jit
-def decode(words: tl.tensor, low: tl.tensor, high: tl.tensor, most: tl.tensor, BITS: tl.constexpr):
+@jit
+def decode(
+    words: tl.tensor, low: tl.tensor, high: tl.tensor, most: tl.tensor, BITS: tl.constexpr
+) -> tuple[tl.tensor, ...]:
     """Both moments; ``formats.Codec.decode``.
 
     Args:
         words: (groups, 64), of 16 or 8 bits.
         low: (groups, 1) uint16, the smallest v,
         high: the largest,
-        most: and the largest \\|u\\|.
+        most: and the largest size of u.
         BITS: 8 or 4.
     """
     word = words.to(tl.int32)
@@ -90,7 +92,7 @@ def decode(words: tl.tensor, low: tl.tensor, high: tl.tensor, most: tl.tensor, B
     return m, float_of(tl.where(positive, grid, 0))
 
 
-@triton.jit
+@jit
 def encode(
     m: tl.tensor,
     v: tl.tensor,
@@ -99,7 +101,7 @@ def encode(
     group_index: tl.tensor,
     step: tl.tensor,
     BITS: tl.constexpr,
-):
+) -> tuple[tl.tensor, ...]:
     """Words and scales; ``formats.Codec.encode``.
 
     Args:
@@ -150,7 +152,7 @@ def encode(
     return words, (low >> 16).to(tl.uint16), (high >> 16).to(tl.uint16), scale.to(tl.uint16)
 
 
-@triton.jit
+@jit
 def _code_m(
     u: tl.tensor,
     inverse: tl.tensor,
@@ -158,7 +160,7 @@ def _code_m(
     index: tl.tensor,
     step: tl.tensor,
     BITS: tl.constexpr,
-):
+) -> tl.tensor:
     """The codes of m, not yet rounded: of u's sign, and by its size."""
     code = tl.abs(u) * inverse
     if BITS == 4:
@@ -170,27 +172,27 @@ def _code_m(
     return float_of(bits_of(code) | (bits_of(u) & -0x80000000))
 
 
-@triton.jit
-def _quantum(low: tl.tensor, high: tl.tensor, BITS: tl.constexpr):
+@jit
+def _quantum(low: tl.tensor, high: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
     """The step of v's grid, in bit patterns."""
     steps: tl.constexpr = (1 << BITS) - 2
     return tl.maximum((high - low + (steps - 1)) // steps, 1)
 
 
-@triton.jit
+@jit
 def from_bfloat16(halves: tl.tensor) -> tl.tensor:
     """float32 numbers of their top halves."""
     return float_of(top_half(halves))
 
 
-@triton.jit
+@jit
 def to_bfloat16(x: tl.tensor, dither: tl.tensor) -> tl.tensor:
     """The top halves of float32 numbers, rounded by a dither; NaN stays NaN."""
     rounded = (x.to(tl.uint32, bitcast=True) + (dither >> 16)) >> 16
     return tl.where(x != x, _NAN >> 16, rounded).to(tl.uint16)
 
 
-@triton.jit
+@jit
 def to_float16(x: tl.tensor, dither: tl.tensor) -> tl.tensor:
     """float32 numbers as float16, rounded by a dither; ``formats.to_float16``."""
     size = bits_of(x) & 0x7FFFFFFF
@@ -203,15 +205,15 @@ def to_float16(x: tl.tensor, dither: tl.tensor) -> tl.tensor:
     return float_of(kept | (bits_of(x) & -0x80000000)).to(tl.float16)
 
 
-@triton.jit
-def join(weights: tl.tensor, rest: tl.tensor, BITS: tl.constexpr):
+@jit
+def join(weights: tl.tensor, rest: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
     """float32 master weights of bfloat16 ones and the bits that follow; ``formats.join``."""
     low = rest.to(tl.uint32) << (16 - BITS)
     return float_of(((weights.to(tl.uint32) << 16) | low) - ((low & 0x8000) << 1))
 
 
-@triton.jit
-def split(x: tl.tensor, dither: tl.tensor, BITS: tl.constexpr):
+@jit
+def split(x: tl.tensor, dither: tl.tensor, BITS: tl.constexpr) -> tuple[tl.tensor, ...]:
     """bfloat16 weights and the bits of their masters that follow; ``formats.split``."""
     bits = x.to(tl.uint32, bitcast=True)
     if BITS == 8:

@@ -6,11 +6,11 @@ Every operation rounds on its own (``enable_fp_fusion=False`` at the launch, ``d
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from ... import native
 from . import codecs
+from .jit import jit
 from .rules import COEFFICIENTS, adam, load_coefficients, load_step
 
 # A chunk's row has the columns of the core's rows, with addresses of its own elements and, in place
@@ -36,8 +36,10 @@ _STORED = tl.constexpr((tl.float32, tl.float64, tl.uint16, tl.float16))
 _BESIDE = tl.constexpr((tl.uint8, tl.uint8, tl.uint16, None, tl.float32))
 
 
-@triton.jit
-def place_gradients(chunks, placed, count, rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@jit
+def place_gradients(
+    chunks: tl.tensor, placed: tl.tensor, count: tl.tensor, rows: tl.tensor, BLOCK: tl.constexpr
+) -> tl.tensor:
     """Tells chunks where their gradients lie, and which coefficients are theirs.
 
     Args:
@@ -60,11 +62,11 @@ def place_gradients(chunks, placed, count, rows, BLOCK: tl.constexpr):  # type: 
     tl.store(chunk + _SET, tl.load(placed + rows + row, inside, other=0), inside)
 
 
-@triton.jit
+@jit
 def step_chunk(
-    chunks,  # type: ignore[no-untyped-def]
-    coefficients,
-    skip,
+    chunks: tl.tensor,
+    coefficients: tl.tensor,
+    skip: tl.tensor,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
     MOMENTS: tl.constexpr,
@@ -74,7 +76,7 @@ def step_chunk(
     WHOLE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     GROUPS: tl.constexpr,
-):
+) -> None:
     """Steps one chunk.
 
     Args:
@@ -128,14 +130,14 @@ def step_chunk(
         )  # fmt: skip
 
 
-@triton.jit
+@jit
 def _step_block(
-    addresses,  # type: ignore[no-untyped-def]
-    place,
-    c,
-    t,
-    start,
-    size,
+    addresses: tl.tuple,
+    place: tl.tuple,
+    c: tl.tuple,
+    t: tl.tensor,
+    start: tl.tensor,
+    size: tl.tensor,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
     MOMENTS: tl.constexpr,
@@ -146,7 +148,7 @@ def _step_block(
     ALIGNMENT: tl.constexpr,
     GROUPS: tl.constexpr,
     MASKED: tl.constexpr,
-):
+) -> None:
     """Steps the elements of a chunk from ``start`` on, as many as a block has or there are."""
     T: tl.constexpr = tl.float64 if PARAM == _FLOAT64 else tl.float32
     groups = tl.arange(0, GROUPS)[:, None]
@@ -205,16 +207,16 @@ def _step_block(
         tl.store(rest_at, rest, inside)
 
 
-@triton.jit
+@jit
 def _store_scales(
-    address,  # type: ignore[no-untyped-def]
-    low,
-    high,
-    most,
-    scales_at,
-    size,
+    address: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    most: tl.tensor,
+    scales_at: tl.tensor,
+    size: tl.tensor,
     GROUPS: tl.constexpr,
-):
+) -> None:
     # Packed, for between the threads that find them and those that store them they go by shared
     # memory, and each time is a barrier.
     packed = low.to(tl.int64) | (high.to(tl.int64) << 16) | (most.to(tl.int64) << 32)
@@ -225,8 +227,14 @@ def _store_scales(
     tl.store(at, three.to(tl.uint16), inside)
 
 
-@triton.jit
-def _indices(place, start, at, groups, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+@jit
+def _indices(
+    place: tl.tuple,
+    start: tl.tensor,
+    at: tl.tensor,
+    groups: tl.tensor,
+    WHOLE: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
     """The positions in the whole tensor of elements and of groups' first ones, to 32 bits."""
     first, offset, run, stride = place
     if WHOLE:
@@ -241,21 +249,23 @@ def _indices(place, start, at, groups, WHOLE: tl.constexpr):  # type: ignore[no-
     return index, group_index
 
 
-@triton.jit
-def _pointer(address, T: tl.constexpr, ALIGNMENT: tl.constexpr):  # type: ignore[no-untyped-def]
+@jit
+def _pointer(address: tl.tensor, T: tl.constexpr, ALIGNMENT: tl.constexpr) -> tl.tensor:
     return tl.multiple_of(address.to(tl.pointer_type(T)), ALIGNMENT)
 
 
-@triton.jit
-def _load(pointers, inside):  # type: ignore[no-untyped-def]
+@jit
+def _load(pointers: tl.tensor, inside: tl.tensor) -> tl.tensor:
     if inside is None:
         return tl.load(pointers)
     else:
         return tl.load(pointers, inside, other=0)
 
 
-@triton.jit
-def _number(stored, rest, DTYPE: tl.constexpr, MASTER: tl.constexpr):  # type: ignore[no-untyped-def]
+@jit
+def _number(
+    stored: tl.tensor, rest: tl.tensor, DTYPE: tl.constexpr, MASTER: tl.constexpr
+) -> tl.tensor:
     """What is computed with: the master weight where there is one."""
     if MASTER == codecs.WHOLE:
         # Where the parameter is not its rounding, somebody has set the parameter anew.
@@ -271,8 +281,8 @@ def _number(stored, rest, DTYPE: tl.constexpr, MASTER: tl.constexpr):  # type: i
         return stored
 
 
-@triton.jit
-def _rounded(p, index, t, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+@jit
+def _rounded(p: tl.tensor, index: tl.tensor, t: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """A weight without a master, as it is stored."""
     if DTYPE == _BFLOAT16:
         return codecs.to_bfloat16(p, codecs.second_dither(index, t))

@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import native
 from ...formats import GROUP
+from ...hyper import Coefficients
 from ..recode import trained
 from ..sharding import local, local_like
+from ..state import Entry
 from ..statistics import Found, columns_of
 from ..table import Table
 from . import kernels
+from .staging import Staging
 
 CHUNK = 8192  # elements that a program steps
 _WARPS = 4
@@ -28,16 +30,17 @@ _WARPS = 4
 _PLAIN, _CODED = 8, 4
 _ALIGNMENT = 16  # bytes that a thread loads at once
 _COLUMNS = kernels.COLUMNS.value
-_MOMENTS = {name: number for name, number in native.MOMENTS.items()}
+_INT8 = native.MOMENTS["int8"]  # from which on moments are coded
 _SIZES = np.array([4, 8, 2, 2])  # bytes of an element, by its dtype's number
 _ADDRESSES = slice(native.PARAM, native.MASTER + 1)
+# Coefficients that say what is seldom done to a gradient, and what they are where it is not.
+_SELDOM = [Coefficients._fields.index(name) for name in ("l2", "maximize", "unscale", "clip")]
+_NOTHING = [0.0, 0.0, 1.0, 1.0]
 
 
-class Launch(NamedTuple):
-    """Chunks that one launch steps, and what they have in common."""
+class Alike(NamedTuple):
+    """What the chunks of one launch have in common; the kernel's constants."""
 
-    first: int
-    count: int
     param: int
     grad: int
     moments: int
@@ -45,6 +48,31 @@ class Launch(NamedTuple):
     amsgrad: bool
     whole: bool
     alignment: int
+
+
+class Launch:
+    """A launch of the kernel for chunks that are alike.
+
+    Triton's own way from a kernel to what was compiled of it takes ten times as long as launching
+    that, so it is gone once.
+    """
+
+    def __init__(self, chunks: Tensor, alike: Alike) -> None:
+        self._chunks, self._alike = chunks, alike
+        self._compiled: dict[bool, Any] = {}
+
+    def __call__(self, coefficients: Tensor, skip: Tensor, usual: bool) -> None:
+        """Steps the chunks; see ``kernels.step_chunk``."""
+        param, grad, moments, master, amsgrad, whole, alignment = self._alike
+        groups = (_CODED if moments >= _INT8 else _PLAIN) * 32 * _WARPS // GROUP
+        constants = param, grad, moments, master, amsgrad, usual, whole, alignment, groups
+        arguments = self._chunks, coefficients, skip, *constants
+        grid = len(self._chunks), 1, 1
+        if compiled := self._compiled.get(usual):
+            compiled[grid](*arguments)
+        else:
+            step = kernels.step_chunk[grid]
+            self._compiled[usual] = step(*arguments, num_warps=_WARPS, enable_fp_fusion=False)
 
 
 class Launches:
@@ -63,6 +91,7 @@ class Launches:
         self._placed = np.zeros((2, len(table.rows)), np.int64)
         self._kinds = np.zeros((0, 0), np.int64)
         self._launches: list[Launch] = []
+        self._staging = Staging()
         self._skip = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._chunks = self._coefficients = self._on_device = torch.zeros(0, device=self.device)
 
@@ -72,32 +101,18 @@ class Launches:
         entries = list(compress(table.entries, table.steps >= 0))
         before = [trained(e.param, e.state).clone() for e in entries] if measure else []
         torch.autograd.graph.increment_version([entry.param for entry in entries])
+        if not entries:
+            return []
+        usual = bool((coefficients[:, _SELDOM] == _NOTHING).all())
         with _current(self.device):
             self._place()
-            self._send(coefficients)
+            if self._coefficients.shape != coefficients.shape:
+                self._coefficients = self._empty(coefficients)
+            self._staging.send(coefficients, self._coefficients)
             for launch in self._launches:
-                self._launch(launch)
+                launch(self._coefficients, self._skip, usual)
         native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         return list(_found(entries, before, unscale))
-
-    def _launch(self, launch: Launch) -> None:
-        first, count, *constants = launch
-        coded = launch.moments >= _MOMENTS["int8"]
-        groups = (_CODED if coded else _PLAIN) * 32 * _WARPS // GROUP
-        kernels.step_chunk[(count,)](
-            self._chunks[first:],
-            self._coefficients,
-            self._skip,
-            *constants,
-            groups,
-            num_warps=_WARPS,
-            enable_fp_fusion=False,
-        )
-
-    def _send(self, coefficients: NDArray[np.float64]) -> None:
-        if self._coefficients.shape != coefficients.shape:
-            self._coefficients = self._empty(coefficients)
-        _upload(coefficients, self._coefficients)
 
     def _place(self) -> None:
         """Brings the chunks up to date with the table's rows."""
@@ -110,8 +125,10 @@ class Launches:
         if not np.array_equal(kinds, self._kinds):
             self._build(kinds)
         self._placed = np.ascontiguousarray(placed)
-        _upload(self._placed, self._on_device)
+        self._staging.send(self._placed, self._on_device)
         count, block = len(self._chunks), 128
+        if not count:
+            return
         kernels.place_gradients[(-(-count // block),)](
             self._chunks, self._on_device, count, len(rows), block
         )
@@ -135,9 +152,9 @@ class Launches:
         if self._chunks.shape != chunks.shape:
             self._chunks = self._empty(chunks)
             self._on_device = self._empty(self._placed)
-        _upload(chunks, self._chunks)
+        self._staging.send(chunks, self._chunks)
         self._kinds = kinds
-        self._launches = list(_launches(kinds[of_row]))
+        self._launches = list(_launches(kinds[of_row], self._chunks))
 
     def _empty(self, like: NDArray[Any]) -> Tensor:
         return torch.empty_like(torch.from_numpy(like), device=self.device)
@@ -146,7 +163,7 @@ class Launches:
 def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """What rows of one launch have in common: types, AMSGrad, whether whole, and alignment."""
     addresses = rows[:, _ADDRESSES].copy()
-    coded = _types(rows)[:, 2] >= _MOMENTS["int8"]
+    coded = _types(rows)[:, 2] >= _INT8
     addresses[coded, native.EXP_AVG_SQ] = 0  # scales are read one by one
     aligned = (addresses % _ALIGNMENT == 0).all(1)
     whole = (rows[:, native.SIZE] <= rows[:, native.RUN]) & (rows[:, native.OFFSET] % 64 == 0)
@@ -154,16 +171,17 @@ def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack([rows[:, native.TYPES], amsgrad, whole, aligned], 1).astype(np.int64)
 
 
-def _launches(kinds: NDArray[np.int64]) -> Iterator[Launch]:
+def _launches(kinds: NDArray[np.int64], chunks: Tensor) -> Iterator[Launch]:
     """One for each run of equal kinds of chunks."""
     changes = np.flatnonzero((kinds[1:] != kinds[:-1]).any(1)) + 1
     ends = [0, *changes.tolist(), len(kinds)]
     for first, end in zip(ends[:-1], ends[1:], strict=True):
         if end > first:
             _, amsgrad, whole, aligned = kinds[first].tolist()
-            types = _types(kinds[first : first + 1, :1], 0)[0, :4].tolist()
+            types = _types(kinds[first : first + 1], 0)[0, :4].tolist()
             alignment = _ALIGNMENT if aligned else 1
-            yield Launch(first, end - first, *types, bool(amsgrad), bool(whole), alignment)
+            alike = Alike._make([*types, bool(amsgrad), bool(whole), alignment])
+            yield Launch(chunks[first:end], alike)
 
 
 def _types(rows: NDArray[np.int64], column: int = native.TYPES) -> NDArray[np.uint8]:
@@ -175,16 +193,10 @@ def _bytes(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Of each row's six arrays, the bytes of 64 elements."""
     param, grad, moments, master = _types(rows)[:, :4].T
     compute = np.where(param == native.DTYPES["float64"], 8, 4)
-    one = np.select([moments == n for n in _MOMENTS.values()], [compute, 2, 2, 1])
-    scales = moments >= _MOMENTS["int8"]
+    one = np.select([moments == n for n in native.MOMENTS.values()], [compute, 2, 2, 1])
+    scales = moments >= _INT8
     columns = [64 * _SIZES[param], 64 * _SIZES[grad], 64 * one, np.where(scales, 6, 64 * one)]
     return np.stack([*columns, 64 * compute, 8 * master.astype(np.int64)], 1)
-
-
-def _upload(array: NDArray[Any], target: Tensor) -> None:
-    """Copies from pinned memory, which torch keeps until the device has read it."""
-    source = torch.from_numpy(array)
-    target.copy_(source if target.device.type == "cpu" else source.pin_memory(), non_blocking=True)
 
 
 def _current(device: torch.device) -> Any:
@@ -192,7 +204,8 @@ def _current(device: torch.device) -> Any:
     return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
-def _found(entries: list[Any], before: list[Tensor], unscale: float) -> Iterator[Found]:
+def _found(entries: list[Entry], before: list[Tensor], unscale: float) -> Iterator[Found]:
     for entry, was in zip(entries, before, strict=False):
         grad = local_like(entry.param.grad, entry.param)
-        yield Found(*entry, columns_of(entry, grad * unscale, was))
+        columns = columns_of(entry, grad * unscale, was)
+        yield Found(entry.name, entry.group, entry.param, entry.state, columns)

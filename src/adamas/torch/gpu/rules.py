@@ -5,17 +5,17 @@ Not that module itself, for Triton's ``/`` and ``sqrt`` are not rounded correctl
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from ...hyper import Coefficients
+from .jit import jit
 
 COEFFICIENTS = tl.constexpr(len(Coefficients._fields))
 _STEP = tl.constexpr(Coefficients._fields.index("step"))
 
 
-@triton.jit
-def load_coefficients(row: tl.tensor, T: tl.constexpr):
+@jit
+def load_coefficients(row: tl.tensor, T: tl.constexpr) -> tl.tensor:
     """What ``adam`` multiplies with, of a row of ``hyper.Coefficients`` in float64."""
     return (
         tl.load(row).to(T),
@@ -33,23 +33,23 @@ def load_coefficients(row: tl.tensor, T: tl.constexpr):
     )
 
 
-@triton.jit
-def load_step(row: tl.tensor):
+@jit
+def load_step(row: tl.tensor) -> tl.tensor:
     """The step's number, to 32 bits."""
     return tl.load(row + _STEP).to(tl.int64).to(tl.uint32)
 
 
-@triton.jit
+@jit
 def adam(
-    p,  # type: ignore[no-untyped-def]
-    grad,
-    m,
-    v,
-    v_max,
-    c,
+    p: tl.tensor,
+    grad: tl.tensor,
+    m: tl.tensor,
+    v: tl.tensor,
+    v_max: tl.tensor,
+    c: tl.tuple,
     AMSGRAD: tl.constexpr,
     USUAL: tl.constexpr,
-):
+) -> tuple[tl.tensor, ...]:
     """One step of Adam, AdamW or AMSGrad; ``adamas.equations.adam``.
 
     Where it is USUAL, gradients are neither scaled nor clipped, nor the loss maximized, nor a decay
@@ -86,16 +86,16 @@ def adam(
     return p - u, m, v, v_max
 
 
-@triton.jit
-def _sqrt(x: tl.tensor):
+@jit
+def _sqrt(x: tl.tensor) -> tl.tensor:
     if x.dtype == tl.float64:
         return tl.sqrt(x)  # which is exact
     else:
         return tl.sqrt_rn(x)
 
 
-@triton.jit
-def _divide(x: tl.tensor, y: tl.tensor):
+@jit
+def _divide(x: tl.tensor, y: tl.tensor) -> tl.tensor:
     if x.dtype == tl.float64:
         return x / y
     else:

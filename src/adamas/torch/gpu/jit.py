@@ -1,0 +1,13 @@
+"""Triton's compiler, typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import triton
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """``triton.jit``: what a kernel is made with, and what it calls."""
+    return triton.jit(function)
