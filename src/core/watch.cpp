@@ -83,7 +83,9 @@ Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::lis
     nb::object local = unwrap(param.ptr()), spec;
     if (local) spec = slot(spec_slot_, param.ptr());
     const Place found = place((local ? local : param).ptr());
-    parameters_.push_back({param, state, local, spec, {}, found, items_.size()});
+    nb::object count = nb::borrow(PyDict_GetItem(state.ptr(), step_.ptr()));
+    if (count && PyLong_CheckExact(count.ptr())) count.reset();
+    parameters_.push_back({param, state, local, spec, {}, count, found, items_.size()});
   }
 }
 
@@ -216,9 +218,13 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
     if (!count || (parameter.local && !unwrap(param).is(parameter.local))) return moved;
     if (!(place((parameter.local ? parameter.local : parameter.tensor).ptr()) == own)) return moved;
     if (count != last_count) {
-      if (!PyLong_CheckExact(count)) return moved;
-      step = PyLong_AsLongLong(count);
-      if (step < 0) return PyErr_Clear(), moved;
+      if (PyLong_CheckExact(count)) {
+        step = PyLong_AsLongLong(count);
+        if (step < 0) return PyErr_Clear(), moved;
+      } else {
+        if (count != parameter.count.ptr()) return moved;
+        step = 0;
+      }
       last_count = count;
     }
     nb::object grad = nb::steal(PyObject_GetAttr(param, grad_.ptr()));

@@ -25,7 +25,7 @@ class Watch {
   // Bits of look()'s answer.
   enum : int { moved = 1, strange = 2, changed = 4, uneven = 8 };
 
-  // `states` are dictionaries with an int as `step`, and `moments` the keys of the tensors in each
+  // `states` are dictionaries with an int as `step`, or a tensor that counts on a device, and `moments` the keys of the tensors in each
   // that a step writes, in the order of a row's columns. `shim` is None or the C shim: what makes a
   // handle of a tensor, and the addresses of what tells where a handle's tensor lies and of what
   // gives a handle back. `wrapper` is None or the class of tensors that are wrappers: what counts
@@ -39,7 +39,7 @@ class Watch {
   void fill(Matrix<std::int64_t, row_columns> rows) const;
 
   // Writes the gradients' addresses into the rows, 0 for None, and the parameters' steps, -1 where
-  // there is no gradient. Answers
+  // there is no gradient, else 0 for those that a device counts. Answers
   //   moved    a parameter, moment or step count is not what it was: the watch is of no use;
   //   strange  gradients lie unlike their parameters, and which() tells which;
   //   changed  gradients lie elsewhere than at the last look;
@@ -68,6 +68,7 @@ class Watch {
   struct Parameter {
     nanobind::object tensor, state, local, spec;  // the last two null but for a wrapper
     nanobind::object grad_spec;                   // the last that was found equal to it
+    nanobind::object count;  // the step count, where it is a tensor on a device, else null
     Place place;
     std::size_t items_end;  // of its own; they begin where the previous parameter's end
   };

@@ -68,6 +68,8 @@ def pack(state: Mapping[Any, State], groups: list[dict[str, Any]]) -> StateDict:
 def pack_state(state: State) -> State:
     """A state with its step count as torch.optim keeps it."""
     step = state.get("step")
+    if isinstance(step, Tensor) and step.dtype == torch.int64:  # counted on a device
+        step = int(step)
     if not isinstance(step, int):
         return dict(state)
     dtype = torch.float32 if step <= 1 << 24 else torch.float64

@@ -1,4 +1,4 @@
-"""Stepping in the core on copies: what it takes, but not where or as it lies."""
+"""Stepping on copies: what the core or the kernels take, but not where or as it lies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import native
 from ..hyper import Hyper
+from . import gpu
 from .kinds import CORE, Kind, by_column, kept, ordered, types
 from .plain import real
 from .recode import State
@@ -45,8 +46,9 @@ def step(
     keys = [key for key in by_column(kept(param, kind)) if key]
     part = local(param)
     targets = [part, *(state[key] for key in keys)]
-    copies = [real(each.detach()).cpu().contiguous().clone() for each in targets]
-    read = real(grad.detach()).cpu()
+    device = part.device if gpu.takes(part.device) else torch.device("cpu")
+    copies = [real(each.detach()).to(device).contiguous().clone() for each in targets]
+    read = real(grad.detach()).to(device)
     if read.dtype not in CORE or copies[0].dtype == torch.float64:
         read = read.to(copies[0].dtype)
     elif read.dtype == torch.float64:
@@ -61,7 +63,13 @@ def step(
         rows[0, [native.OFFSET, native.RUN, native.STRIDE]] = place
     compute = "float64" if copies[0].dtype == torch.float64 else "float32"
     coefficients = hyper.coefficients(state["step"] + 1, compute, unscale, clip)
-    native.step(rows, np.array([coefficients], np.float64), torch.get_num_threads())
+    table = np.array([coefficients], np.float64)
+    if device.type in gpu.DEVICES:
+        from .gpu.launches import Launches
+
+        Launches(rows, device).step(table)
+    else:
+        native.step(rows, table, torch.get_num_threads())
     for target, copy in zip(targets, copies, strict=True):
         yield target, torch.view_as_complex(copy) if target.is_complex() else copy
 

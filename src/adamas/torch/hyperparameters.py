@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..hyper import Hyper
@@ -29,6 +30,37 @@ def hyper_of(group: dict[str, Any]) -> Hyper:
         group["maximize"],
         group["decoupled_weight_decay"],
     )
+
+
+def on_device(group: dict[str, Any]) -> bool:
+    """Whether a hyperparameter is a tensor on a device other than the CPU."""
+    values = group["lr"], *group["betas"]
+    return any(isinstance(value, Tensor) and value.device.type != "cpu" for value in values)
+
+
+def device_row(group: dict[str, Any], compute: str) -> list[float]:
+    """A group's hyperparameters as ``gpu.prepare`` reads them, checked as far as they are here.
+
+    Args:
+        group: the parameter group.
+        compute: "float32" or "float64".
+
+    Returns:
+        12 numbers, the last four of which have the bits of whole ones: the addresses of tensors on
+        the device that hold lr, beta1 and beta2, 0 for none, and which of these are float64.
+    """
+    values = [group["lr"], *group["betas"]]
+    addresses, wide = [0, 0, 0], 0
+    for i, value in enumerate(values):
+        here = not isinstance(value, Tensor) or value.device.type == "cpu" or value.numel() != 1
+        if not here and value.dtype in (torch.float32, torch.float64):
+            addresses[i], wide = value.data_ptr(), wide | (value.dtype == torch.float64) << i
+            values[i] = 0.0
+    hyper = hyper_of(group | {"lr": values[0], "betas": tuple(values[1:])})
+    whole = np.array([*addresses, wide], np.int64).view(np.float64).tolist()
+    numbers = (hyper.lr, *hyper.betas, hyper.eps, hyper.weight_decay)
+    flags = hyper.decoupled_weight_decay, hyper.maximize, compute == "float64"
+    return [*numbers, *map(float, flags), *whole]
 
 
 def _number(name: str, value: Any) -> Any:

@@ -14,7 +14,8 @@ from torch.optim import optimizer as _torch
 from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
 from .footprint import Memory
-from .hyperparameters import check_clipping, check_own, hyper_of
+from .gpu import Outcome, Request
+from .hyperparameters import check_clipping, check_own, hyper_of, on_device
 from .kinds import kept, kind_of
 from .plan import Plan, held, ready
 from .state import check_trainable
@@ -41,7 +42,9 @@ class Adam(Optimizer):
         amsgrad: divide by the largest second moment so far.
         foreach: accepted and ignored: a step is always one call for all parameters.
         maximize: ascend.
-        capturable: accepted for parameters on the CPU, where there is nothing to capture.
+        capturable: count the steps on the GPU, so that they can be captured in a CUDA graph: make
+            three steps before the capture. Accepted for parameters on the CPU, where there is
+            nothing to capture.
         differentiable: let autograd record the step, in plain torch operations.
         fused: accepted and ignored: a step is always fused.
         decoupled_weight_decay: AdamW's decay.
@@ -62,7 +65,9 @@ class Adam(Optimizer):
             with ``max_grad_norm`` or ``skip_nonfinite``; None before the first step, and what it
             was where a step is skipped.
         skipped_steps: how many steps were skipped, by ``skip_nonfinite`` or by a gradient scaler,
-            whose scaled gradients the step takes as they are (``torch.amp.GradScaler``).
+            whose scaled gradients the step takes as they are (``torch.amp.GradScaler``). Where all
+            parameters are on one GPU, both are tensors of one element there: nobody waits for the
+            device but who reads them.
 
     Raises:
         ValueError: a hyperparameter is out of range, there are no parameters, or one of them can
@@ -74,8 +79,8 @@ class Adam(Optimizer):
     _step_supports_amp_scaling = True
     max_grad_norm: float | None
     skip_nonfinite: bool
-    last_grad_norm: float | None
-    skipped_steps: int
+    last_grad_norm: float | Tensor | None
+    skipped_steps: int | Tensor
     _history: History
 
     def __init__(
@@ -105,6 +110,7 @@ class Adam(Optimizer):
         self.max_grad_norm, self.skip_nonfinite = max_grad_norm, bool(skip_nonfinite)
         self.skipped_steps, self.last_grad_norm = 0, None
         self._plan: Plan | None = None
+        self._outcome: Outcome | None = None
         self._history = History()
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -192,8 +198,16 @@ class Adam(Optimizer):
                 loss = closure()
         groups = self.param_groups
         with torch.no_grad():
-            plan = self._plan = ready(self._plan, groups, self.state)
+            request = self._request()
+            counts = request is not None and request.counts
+            plan = self._plan = ready(self._plan, groups, self.state, counts)
             try:
+                if request is not None and plan.alone:
+                    outcome = self._outcome_on(plan.alone.device)
+                    found = plan.step_guarded(groups, request, outcome, self._history.measuring)
+                    self._history.add(plan.taken, found)
+                    self._history.end(groups)
+                    return loss
                 factors = self._factors(plan)
                 if factors is None:
                     self.skipped_steps += 1
@@ -240,6 +254,35 @@ class Adam(Optimizer):
             the state from a parameter's first step on.
         """
         return Memory(self.param_groups, self.state)
+
+    def _request(self) -> Request | None:
+        """What a step has to find out before it steps, None for nothing."""
+        # A gradient scaler sets these two for the time of a step.
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        captures = any(group["capturable"] or on_device(group) for group in self.param_groups)
+        scaled = isinstance(found_inf, Tensor) or grad_scale is not None
+        if not (captures or scaled or self.max_grad_norm is not None or self.skip_nonfinite):
+            return None
+        check_clipping(self.param_groups, self.max_grad_norm)
+        scale = None if grad_scale is None else grad_scale
+        found = found_inf if isinstance(found_inf, Tensor) else None
+        return Request(scale, found, self.max_grad_norm, self.skip_nonfinite, captures)
+
+    def _outcome_on(self, device: torch.device) -> Outcome:
+        """Where steps on a device tell what they found out; what was known before stays."""
+        if self._outcome is None or self._outcome.results.device != device:
+            results = torch.full((2,), math.nan, dtype=torch.float64, device=device)
+            self._outcome = Outcome(results, results.new_zeros((), dtype=torch.int64))
+        outcome = self._outcome
+        if self.skipped_steps is not outcome.skipped:
+            outcome.skipped.fill_(self.skipped_steps)
+            self.skipped_steps = outcome.skipped
+        measured = self.max_grad_norm is not None or self.skip_nonfinite
+        if measured and not isinstance(self.last_grad_norm, Tensor):
+            known = math.nan if self.last_grad_norm is None else self.last_grad_norm
+            outcome.results.fill_(known)
+            self.last_grad_norm = outcome.results[0]
+        return outcome
 
     def _factors(self, plan: Plan) -> tuple[float, float] | None:
         """What unscales and what clips the gradients of a step, None if it is to be skipped."""
@@ -320,11 +363,12 @@ class Adam(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: torch.optim's, and the options beyond it."""
         kept: dict[str, Any] = super().__getstate__()
-        return kept | {name: getattr(self, name) for name in _OWN}
+        own = {name: getattr(self, name) for name in _OWN}
+        return kept | {k: v.item() if isinstance(v, Tensor) else v for k, v in own.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled or copied optimizer; options that it lacks get their defaults."""
-        self._plan = None
+        self._plan = self._outcome = None
         self._history = History()
         super().__setstate__(_OWN | state)
         for group in self.param_groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,10 +27,15 @@ from .state import (
     check_param,
     check_recordable,
     check_state,
+    whole_step,
     zero_states,
 )
 from .statistics import Found, Taken, columns_of
 from .table import Table
+
+if TYPE_CHECKING:
+    from .gpu import Outcome, Request
+    from .gpu.executor import Executor
 
 Groups = list[dict[str, Any]]  # torch's param_groups
 States = MutableMapping[Tensor, State]
@@ -41,19 +46,21 @@ class Plan:
 
     Attributes:
         taken: what the last step went by.
+        alone: what steps all of it, if that is kernels on one device.
 
     Args:
         groups: the parameter groups.
         states: the optimizer's states; one is made for each parameter that has a gradient.
+        counts: whether a GPU shall count the steps, where it steps all parameters.
 
     Raises:
         RuntimeError, TypeError, ValueError: a parameter, gradient or state cannot be stepped. Then
             nothing was changed.
     """
 
-    def __init__(self, groups: Groups, states: States) -> None:
+    def __init__(self, groups: Groups, states: States, counts: bool = False) -> None:
         kinds = [kind_of(group) for group in groups]
-        entries = list(_entries(groups, kinds, states))
+        entries = list(_entries(groups, kinds, states, counts))
         takes = [_taken_on(e.param, kinds[e.group]) for e in entries]
         self._plain = [e for e, device in zip(entries, takes, strict=True) if device is None]
         self._tables: list[Table] = []
@@ -61,7 +68,7 @@ class Plan:
             if device is not None:
                 on_it = [e for e, taken in zip(entries, takes, strict=True) if taken == device]
                 self._tables.append(Table(on_it, kinds))
-        self._launches = {table: _launches(table) for table in self._tables if _on_gpu(table)}
+        self._on_gpu = {table: _executor(table) for table in self._tables if _is_on_gpu(table)}
         self._fast = [entry for table in self._tables for entry in table.entries]
         # Each table has looked at its own; these may share memory with them, too.
         if self._plain:
@@ -71,8 +78,16 @@ class Plan:
         shards = [shards_of(e.param) for e in (*self._fast, *self._plain)]
         self._shards = list(dict.fromkeys(shards))
         self._part_of = np.array([self._shards.index(s) for s in shards], np.int64)
+        whole = len(self._on_gpu) == len(self._tables) == 1 and not self._plain
+        self.alone = next(iter(self._on_gpu.values())) if whole and not any(shards) else None
+        self._counts = counts
+        if counts and not self.alone:  # what was counted elsewhere comes back
+            for entry in entries:
+                entry.state["step"] = whole_step(entry.state["step"], entry.name)
         for entry in entries:  # from here on nothing fails
             states[entry.param] = entry.state
+        if counts and self.alone:
+            self.alone.count()
         self._params = params = _params(groups)
         self._states = list(states.values())
         self._waiting = [param for param in params if param not in states]
@@ -80,10 +95,11 @@ class Plan:
         self._grads: list[tuple[Entry, Tensor]] = []  # of the plain ones, of the last look
         self._with_grad: list[int] = []
 
-    def holds(self, groups: Groups, states: States) -> bool:
-        """Whether the plan is still of these parameters and states."""
+    def holds(self, groups: Groups, states: States, counts: bool) -> bool:
+        """Whether the plan is still of these parameters and states, counted so."""
         return (
-            native.identical(_params(groups), self._params)
+            counts == self._counts
+            and native.identical(_params(groups), self._params)
             and native.identical(list(states.values()), self._states)
             and all(param.grad is None for param in self._waiting)
             and all(map(_is_of, groups, self._kinds))
@@ -126,7 +142,7 @@ class Plan:
         for table in self._tables:
             there = table.steps >= 0
             own, kept = table.rows, list[Tensor]()
-            if table in self._launches:
+            if table in self._on_gpu:
                 own = native.table(len(table.rows))
                 own[there], kept = rows_of(
                     [local(table.grad(i)) for i in np.flatnonzero(there).tolist()]
@@ -202,9 +218,22 @@ class Plan:
                     found.append(Found(*entry, columns_of(entry, grad * unscale, before)))
         return found
 
+    def step_guarded(
+        self, groups: Groups, request: Request, outcome: Outcome, measure: bool
+    ) -> list[Found]:
+        """As ``step``, where all is ``alone``: see ``gpu.executor.Executor.step_guarded``."""
+        assert self.alone is not None, "the caller has asked"
+        table = self._tables[0]
+        steps = table.steps.copy()
+        found, unscale = self.alone.step_guarded(groups, request, outcome, measure)
+        # Not yet numbers: some may be on the device, and reading them would wait for it.
+        options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        self.taken = Taken(self._fast, steps, [], options, unscale)
+        return found
+
     def everything(self, groups: Groups) -> Taken:
         """What a step of all that were ever stepped would have gone by."""
-        entries = [e for e in (*self._fast, *self._plain) if e.state["step"]]
+        entries = [e for e in (*self._fast, *self._plain) if int(e.state["step"])]
         return Taken([], np.zeros(0, np.int64), entries, [hyper_of(group) for group in groups])
 
     def _step_tables(
@@ -213,27 +242,28 @@ class Plan:
         wanted = [table.coefficients(hypers, unscale, clip) for table in self._tables]
         found = []
         for table, coefficients in zip(self._tables, wanted, strict=True):
-            if table in self._launches:
-                found += self._launches[table].step(coefficients, unscale, measure)
+            if table in self._on_gpu:
+                found += self._on_gpu[table].step(coefficients, unscale, measure)
             else:
                 found += cpu.step(table, coefficients, measure)
         return found
 
 
-def held(plan: Plan | None, groups: Groups, states: States) -> Plan:
+def held(plan: Plan | None, groups: Groups, states: States, counts: bool = False) -> Plan:
     """The plan as long as it holds, else a new one."""
-    return plan if plan and plan.holds(groups, states) else Plan(groups, states)
+    holds = plan is not None and plan.holds(groups, states, counts)
+    return plan if plan and holds else Plan(groups, states, counts)
 
 
-def ready(plan: Plan | None, groups: Groups, states: States) -> Plan:
+def ready(plan: Plan | None, groups: Groups, states: States, counts: bool = False) -> Plan:
     """The plan as long as it holds and nothing has moved, else a new one: it has looked.
 
     Raises:
         RuntimeError, TypeError, ValueError: as ``Plan`` and ``Plan.look``.
     """
-    plan = held(plan, groups, states)
+    plan = held(plan, groups, states, counts)
     if not plan.look(groups):
-        plan = Plan(groups, states)
+        plan = Plan(groups, states, counts)
         if not plan.look(groups):
             raise RuntimeError("a parameter or its state was moved while it was stepped")
     return plan
@@ -249,7 +279,7 @@ def _params(groups: Groups) -> list[Tensor]:
     return [param for group in groups for param in group["params"]]
 
 
-def _entries(groups: Groups, kinds: list[Kind], states: States) -> Iterator[Entry]:
+def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) -> Iterator[Entry]:
     """Each parameter once that has a gradient or a state, with the state it needs."""
     found: dict[Tensor, tuple[str, int]] = {}
     for number, group in enumerate(groups):
@@ -269,7 +299,7 @@ def _entries(groups: Groups, kinds: list[Kind], states: States) -> Iterator[Entr
             if kinds[number].differentiable:
                 check_recordable(param, states.get(param, {}), name)
         given = made[param] if param in made else states.get(param, {})
-        yield Entry(name, number, param, check_state(param, given, kinds[number], name))
+        yield Entry(name, number, param, check_state(param, given, kinds[number], name, counts))
 
 
 def _written(entry: Entry, kind: Kind) -> list[Tensor]:
@@ -295,14 +325,14 @@ def _taken_on(param: Tensor, kind: Kind) -> torch.device | None:
     return part.device if part.is_contiguous() or not ordered(param, kind) else None
 
 
-def _on_gpu(table: Table) -> bool:
+def _is_on_gpu(table: Table) -> bool:
     return gpu.takes(local(table.params[0]).device)
 
 
-def _launches(table: Table) -> Any:
-    from .gpu.launches import Launches  # with Triton, which takes long to import
+def _executor(table: Table) -> Executor:
+    from .gpu.executor import Executor  # with Triton, which takes long to import
 
-    return Launches(table)
+    return Executor(table)
 
 
 def _is_of(group: dict[str, Any], kind: Kind) -> bool:

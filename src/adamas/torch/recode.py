@@ -128,7 +128,7 @@ def recoded(param: Tensor, state: State, kind: Kind, name: str) -> State:
     for at, groups in _chunks(m.size):
         index = np.arange(at.start, at.start + words[at].size, dtype=np.uint32)
         active = np.ones(index.size, np.bool_)
-        words[at], scales[groups] = codec.encode(m[at], v[at], active, index, state["step"])
+        words[at], scales[groups] = codec.encode(m[at], v[at], active, index, int(state["step"]))
     shape = (*real[0].shape, 2) if codec.bits == 8 else real[0].shape
     stored = torch.from_numpy(words.view(np.uint8)).reshape(shape).to(param.device)
     of_groups = torch.from_numpy(scales.view(np.int16)).view(torch.bfloat16).to(param.device)

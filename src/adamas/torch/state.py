@@ -50,8 +50,7 @@ def zero_states(params: list[tuple[Tensor, Kind]]) -> list[State]:
     ]
     for (param, _), keys, state in zip(params, wanted, states, strict=True):
         for key, kept in keys.items():
-            like = kept.shape == tuple(param.shape)
-            strides = param.stride() if like else torch.empty(kept.shape, device="meta").stride()
+            strides = _strides(param, kept)
             state[key].resize_(math.prod(kept.shape)).as_strided_(kept.shape, strides).zero_()
     return states
 
@@ -59,8 +58,22 @@ def zero_states(params: list[tuple[Tensor, Kind]]) -> list[State]:
 def _zeros(param: Tensor, kept: Kept) -> Tensor:
     if kept.shape == tuple(local(param).shape):
         return torch.zeros_like(param, dtype=kept.dtype, requires_grad=False)
-    part = torch.zeros(kept.shape, dtype=kept.dtype, device=param.device)
+    strides = _strides(local(param), kept)
+    part = torch.empty_strided(kept.shape, strides, dtype=kept.dtype, device=param.device).zero_()
     return sharded_like(part, param) if kept.sharded and is_sharded(param) else part
+
+
+def _strides(part: Tensor, kept: Kept) -> tuple[int, ...]:
+    """How a tensor of a state lies: its elements in the order of the parameter's, if it has them.
+
+    Of two bytes each in a dimension of their own, both of an element are side by side.
+    """
+    if is_dense(part):
+        if kept.shape == tuple(part.shape):
+            return part.stride()
+        if kept.shape == (*part.shape, 2):
+            return (*(2 * stride for stride in part.stride()), 1)
+    return torch.empty(kept.shape, device="meta").stride()
 
 
 def check_trainable(param: Tensor) -> None:
@@ -119,8 +132,15 @@ def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
         raise TypeError(f"the gradient of {name} is {grad.dtype}, but {name} is {param.dtype}")
 
 
-def check_state(param: Tensor, state: State, kind: Kind, name: str) -> State:
+def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool = False) -> State:
     """A parameter's state as the step needs it: made, moved or turned into another format.
+
+    Args:
+        param: the parameter.
+        state: its state, empty before the first step.
+        kind: its group's formats.
+        name: what errors call it.
+        counts: whether a tensor on the parameter's device may count its steps.
 
     Returns:
         Another dictionary if anything had to be, else the same.
@@ -131,7 +151,10 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str) -> State:
     if not state:
         return zero_state(param, kind)
     wanted = kept_beside(param, kind)
-    given = dict(state, step=whole_step(state.get("step"), name))
+    step = state.get("step")
+    if not (counts and isinstance(step, Tensor) and step.device == param.device):
+        step = whole_step(step, name)
+    given = dict(state, step=step)
     if format_of(param, given) != format_of(param, wanted):
         given = recoded(param, given, kind, name)
     checked = {key: value for key, value in given.items() if key not in _OF_FORMATS}
@@ -162,9 +185,9 @@ def _fits(value: Tensor, param: Tensor, kept: Kept) -> bool:
     if value.dtype != kept.dtype or value.device != param.device:
         return False
     if kept.shape != tuple(local(param).shape):
-        return (
-            is_sharded(value) == (kept.sharded and is_sharded(param))
-            and local(value).is_contiguous()
+        like = torch.empty_strided(kept.shape, _strides(local(param), kept), device="meta")
+        return is_sharded(value) == (kept.sharded and is_sharded(param)) and lies_like(
+            local(value), like
         )
     if not alike(value, param):
         return False

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..equations import adam
 from ..hyper import Hyper
 from ..text import aligned
+from .hyperparameters import hyper_of
 from .plain import real
 from .recode import State, decoded, trained
 from .sharding import local, local_like, shards_of
@@ -105,9 +106,9 @@ class Taken(NamedTuple):
     """Of each of these its count before the step, -1 where it had no gradient."""
     plain: list[Entry]
     """Those with a gradient that the core has not stepped."""
-    hypers: list[Hyper]
-    """Of each group."""
-    unscale: float = 1.0
+    hypers: Sequence[Hyper | dict[str, Any]]
+    """Of each group, or its options."""
+    unscale: float | Tensor = 1.0
     group: int | None = None
     """The number of the entries' group, if it is not their own."""
 
@@ -182,7 +183,9 @@ def _recall(taken: Taken, states: Mapping[Any, Any]) -> Iterator[Found]:
     for entry in taken.entries():
         entry = entry._replace(state=states.get(entry.param, {}))
         if entry.state.get("step"):
-            before = weights_before(entry, taken.hypers[entry.group])
+            given_by = taken.hypers[entry.group]
+            hyper = given_by if isinstance(given_by, Hyper) else hyper_of(given_by)
+            before = weights_before(entry, hyper)
             grad = entry.param.grad
             given = None if grad is None else local_like(grad, entry.param) * taken.unscale
             found = Found(*entry, columns_of(entry, given, before))
@@ -214,7 +217,7 @@ def weights_before(entry: Entry, hyper: Hyper) -> Tensor:
     The last step is taken once more from zero, with its moments as they are and without decay:
     where it ends is what it subtracted.
     """
-    c = hyper.coefficients(entry.state["step"], "float64")
+    c = hyper.coefficients(int(entry.state["step"]), "float64")
     still = {"beta1": 1.0, "one_minus_beta1": 0.0, "beta2": 1.0, "one_minus_beta2": 0.0}
     m, v = decoded(entry.param, entry.state)
     v = local(entry.state["max_exp_avg_sq"]) if hyper.amsgrad else v

@@ -38,6 +38,9 @@ class Table:
         params: their tensors,
         states: and their states.
         kinds: of each parameter, its formats.
+        sets: the groups and the types that are computed in, which at equal steps share
+            coefficients,
+        set_of: and which of these a parameter is of.
         rows: the core's rows; their gradients are those of the last look.
         steps: the parameters' step counts, -1 where there was no gradient,
         even: and whether they are all the same.
@@ -52,24 +55,24 @@ class Table:
         self.states = [e.state for e in entries]
         self.kinds = [kinds[e.group] for e in entries]
         sets = [(e.group, COMPUTE[e.param.dtype]) for e in entries]
-        self._sets = list(dict.fromkeys(sets))
-        moments = [by_column(kept(p, k)) for p, k in zip(params, self.kinds, strict=True)]
-        self._watch = watch(params, self.states, moments)
+        self.sets = list(dict.fromkeys(sets))
+        self._keys = [by_column(kept(p, k)) for p, k in zip(params, self.kinds, strict=True)]
+        self._watch = watch(params, self.states, self._keys)
         self.steps = np.zeros(len(params), np.int64)
         self.even = True
         self.rows = native.table(len(params))
         self._watch.fill(self.rows)
         parts = [local(p) for p in params]
         self.rows[:, native.SIZE] = [p.numel() * (1 + p.is_complex()) for p in parts]
-        self._set_of = np.array([self._sets.index(s) for s in sets], np.int64)
-        self.rows[:, native.COEFFICIENTS] = self._set_of
+        self.set_of = np.array([self.sets.index(s) for s in sets], np.int64)
+        self.rows[:, native.COEFFICIENTS] = self.set_of
         self._types = [types(p, k) for p, k in zip(params, self.kinds, strict=True)]
         self.rows[:, native.TYPES] = self._types
         for row, param in zip(self.rows, params, strict=True):
             if (place := place_in_whole(param)) is not None:
                 row[[native.OFFSET, native.RUN, native.STRIDE]] = place
         self._bytes = np.array([p.numel() * p.element_size() for p in parts], np.int64)
-        self._lows, self._highs = self._spans(moments)
+        self._lows, self._highs = self._spans(self._keys)
         # For one step: copies of gradients, and which are of another type than their parameter.
         self._copies: dict[int, Tensor] = {}
         self._other: list[int] = []
@@ -91,7 +94,7 @@ class Table:
             return native.MOVED
         was_even, self.even = self.even, not answer & native.UNEVEN
         if self.even > was_even:
-            self.rows[:, native.COEFFICIENTS] = self._set_of
+            self.rows[:, native.COEFFICIENTS] = self.set_of
         self.forget()
         if answer & native.STRANGE:
             for i in self._watch.which():
@@ -102,6 +105,14 @@ class Table:
             for i in np.flatnonzero(self._across(self.rows[:, native.GRAD])).tolist():
                 self._copy(i, self.grad(i))
         return 0
+
+    def count_on_device(self, steps: Tensor) -> None:
+        """Lets a tensor on the device, with an element for each parameter, count the steps."""
+        for state, step in zip(self.states, steps.unbind(), strict=True):
+            state["step"] = step
+        self._watch = watch(self.params, self.states, self._keys)
+        self.set_of = np.arange(len(self.params))  # each has coefficients of its own
+        self.rows[:, native.COEFFICIENTS] = self.set_of
 
     def coefficients(self, hypers: list[Hyper], unscale: float, clip: float) -> NDArray[np.float64]:
         """Of the next step: rows of ``hyper.Coefficients``, to which the table's rows point.
@@ -114,17 +125,17 @@ class Table:
         Raises:
             ValueError: one of them is too large for the type that the step is computed in.
         """
-        kinds = [[number, int(self.steps[0])] for number in range(len(self._sets))]
+        kinds = [[number, int(self.steps[0])] for number in range(len(self.sets))]
         if not self.even:
             present = self.steps >= 0
-            pairs = np.stack([self._set_of, self.steps], 1)[present]
+            pairs = np.stack([self.set_of, self.steps], 1)[present]
             distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
             self.rows[:, native.COEFFICIENTS] = 0
             self.rows[present, native.COEFFICIENTS] = inverse.reshape(-1)
             kinds = distinct.tolist()
         found = []
         for number, step in kinds:
-            group, compute = self._sets[number]
+            group, compute = self.sets[number]
             found.append(hypers[group].coefficients(step + 1, compute, unscale, clip))
         return np.array(found, np.float64).reshape(-1, len(Coefficients._fields))
 

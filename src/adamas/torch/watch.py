@@ -63,6 +63,8 @@ class PythonWatch:
         self._params, self._states, self._names = params, states, moments
         self._moments = [self._moments_of(i) for i in range(len(params))]
         self._places = [self._place_all(i) for i in range(len(params))]
+        counts = [state.get("step") for state in states]  # a device counts some
+        self._counts = [count if isinstance(count, Tensor) else None for count in counts]
         self._which: list[int] = []
 
     def fill(self, rows: NDArray[np.int64]) -> None:
@@ -80,7 +82,9 @@ class PythonWatch:
             same = all(map(operator.is_, self._moments_of(i), self._moments[i]))
             if not same or self._place_all(i) != self._places[i]:
                 return native.MOVED
-            if type(step) is not int or step < 0:
+            if step is not None and step is self._counts[i]:
+                step = 0
+            elif type(step) is not int or step < 0:
                 return native.MOVED
             grad = param.grad
             steps[i] = -1 if grad is None else step

@@ -5,10 +5,44 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 DEVICES = {"cuda", "xpu"}  # AMD's are "cuda" in torch
+
+
+class Request(NamedTuple):
+    """What a step is to find out beforehand; ``torch.amp.GradScaler`` gives the first two."""
+
+    grad_scale: Tensor | None
+    """Of one float32: what the gradients are multiplied with."""
+    found_inf: Tensor | None
+    """Of one float32: not 0 where the step is to be skipped."""
+    max_grad_norm: float | None
+    skip_nonfinite: bool
+    captures: bool
+    """Whether what a group's options say may change on the device."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether only the device can know the number of the step."""
+        return self.captures or self.skip_nonfinite or self.found_inf is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is to be done to the gradients."""
+        return self.grad_scale is None and self.max_grad_norm is None
+
+
+class Outcome(NamedTuple):
+    """Where a step tells what it found out, on the device."""
+
+    results: Tensor
+    """(2,) float64: the norm, and what clips to it, of the last step that was not skipped."""
+    skipped: Tensor
+    """int64: how many steps were."""
 
 
 def takes(device: torch.device) -> bool:

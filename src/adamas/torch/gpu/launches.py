@@ -1,10 +1,10 @@
-"""The kernels as the executor of a table of tensors on one device."""
+"""Chunks on a device, and the launches that step them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import compress
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +15,8 @@ from torch import Tensor
 from ... import native
 from ...formats import GROUP
 from ...hyper import Coefficients
-from ..recode import trained
-from ..sharding import local, local_like
-from ..state import Entry
-from ..statistics import Found, columns_of
-from ..table import Table
 from . import kernels
-from .staging import Staging
+from .staging import Staging, is_capturing
 
 CHUNK = 8192  # elements that a program steps
 _WARPS = 4
@@ -76,65 +71,97 @@ class Launch:
 
 
 class Launches:
-    """A table's chunks on its device, and what is launched to step them.
+    """The chunks of rows on their device, and what is launched to step them.
 
     Nothing here waits for the device, and while nothing moves, what a step sends there is a row of
     coefficients.
 
     Args:
-        table: the table.
+        rows: (tensors, 12), as the core's, with addresses of the device. It may change from step to
+            step.
+        device: the device.
+
+    Attributes:
+        device: the device; on it are
+        chunks: (chunks, 16) int64, see ``kernels.step_chunk``,
+        placed: (2, tensors) int64, see ``kernels.place_gradients``,
+        coefficients: and (sets, 13) float64.
+        aligned: whether all addresses are, so that a thread loads several elements at once.
+        captured: whether a graph has been captured that will place chunks anew at each replay.
     """
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self.device = local(table.params[0]).device
-        self._placed = np.zeros((2, len(table.rows)), np.int64)
+    def __init__(self, rows: NDArray[np.int64], device: torch.device) -> None:
+        self._rows, self.device = rows, device
+        self._placed = np.zeros((2, len(rows)), np.int64)
         self._kinds = np.zeros((0, 0), np.int64)
+        self.aligned = True
         self._launches: list[Launch] = []
         self._staging = Staging()
-        self._skip = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self._chunks = self._coefficients = self._on_device = torch.zeros(0, device=self.device)
+        self.captured = False
+        self._never = torch.zeros(1, dtype=torch.int32, device=device)
+        self.chunks = self.coefficients = self.placed = torch.zeros(0, device=device)
 
-    def step(self, coefficients: NDArray[np.float64], unscale: float, measure: bool) -> list[Found]:
-        """Steps every parameter that had a gradient at the last look; as ``cpu.step``."""
-        table = self._table
-        entries = list(compress(table.entries, table.steps >= 0))
-        before = [trained(e.param, e.state).clone() for e in entries] if measure else []
-        torch.autograd.graph.increment_version([entry.param for entry in entries])
-        if not entries:
-            return []
-        usual = bool((coefficients[:, _SELDOM] == _NOTHING).all())
-        with _current(self.device):
-            self._place()
-            if self._coefficients.shape != coefficients.shape:
-                self._coefficients = self._empty(coefficients)
-            self._staging.send(coefficients, self._coefficients)
-            for launch in self._launches:
-                launch(self._coefficients, self._skip, usual)
-        native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
-        return list(_found(entries, before, unscale))
+    def step(self, coefficients: NDArray[np.float64]) -> None:
+        """Steps all rows that have a gradient, on the device's current stream.
 
-    def _place(self) -> None:
-        """Brings the chunks up to date with the table's rows."""
-        rows = self._table.rows
+        Args:
+            coefficients: (sets, 13), each a ``hyper.Coefficients``; the rows name theirs.
+        """
+        with current(self.device):
+            self.place()
+            self.coefficients = self.sent(coefficients, self.coefficients)
+            usual = bool((coefficients[:, _SELDOM] == _NOTHING).all())
+            self.launch(self._never, usual)
+
+    def launch(self, skip: Tensor, usual: bool) -> None:
+        """Steps by the coefficients that are on the device.
+
+        Args:
+            skip: int32 there, 1 where nothing is to be done.
+            usual: whether they neither scale nor clip, maximize or couple the decay.
+        """
+        for launch in self._launches:
+            launch(self.coefficients, skip, usual)
+
+    def place(self, present: NDArray[np.bool_] | None = None) -> None:
+        """Brings the chunks up to date with the rows.
+
+        Args:
+            present: which have a gradient, where that has to be known of empty ones too, which
+                have no address: ``placed`` has 1 for them.
+        """
+        rows = self._rows
         placed = rows[:, [native.GRAD, native.COEFFICIENTS]].T
+        if present is not None:
+            placed[0] = np.where(placed[0] == 0, present, placed[0])
         types_hold = len(self._kinds) and np.array_equal(self._kinds[:, 0], rows[:, native.TYPES])
-        if types_hold and np.array_equal(placed, self._placed):
+        if types_hold and np.array_equal(placed, self._placed) and not self.captured:
             return
         kinds = _kinds(rows)
         if not np.array_equal(kinds, self._kinds):
             self._build(kinds)
         self._placed = np.ascontiguousarray(placed)
-        self._staging.send(self._placed, self._on_device)
-        count, block = len(self._chunks), 128
-        if not count:
-            return
-        kernels.place_gradients[(-(-count // block),)](
-            self._chunks, self._on_device, count, len(rows), block
-        )
+        self.placed = self.sent(self._placed, self.placed)
+        self.captured |= is_capturing(self.device)
+        count, block = len(self.chunks), 128
+        if count:
+            kernels.place_gradients[(-(-count // block),)](
+                self.chunks, self.placed, count, len(rows), block
+            )
+
+    def sent(self, array: NDArray[Any], target: Tensor) -> Tensor:
+        """An array on the device: in the memory of ``target``, if it fits there."""
+        if target.shape != array.shape:
+            target = torch.empty_like(torch.from_numpy(array), device=self.device)
+        self._staging.send(array, target)
+        return target
+
+    def reserve(self, sets: int) -> None:
+        """Makes room for what is sent while a graph is captured."""
+        self._staging.reserve(max(self._placed.nbytes, 8 * 16 * sets), self.device)
 
     def _build(self, kinds: NDArray[np.int64]) -> None:
-        rows = self._table.rows
+        rows = self._rows
         order = np.lexsort(kinds.T)
         counts = -(-rows[order, native.SIZE] // CHUNK)
         of_row = np.repeat(order, counts)
@@ -149,15 +176,10 @@ class Launches:
         chunks[:, kernels.GRAD_DTYPE.value] = _types(rows)[of_row, 1]
         chunks[:, kernels.ROW.value] = of_row
         chunks[:, kernels.BEGIN.value] = begin
-        if self._chunks.shape != chunks.shape:
-            self._chunks = self._empty(chunks)
-            self._on_device = self._empty(self._placed)
-        self._staging.send(chunks, self._chunks)
+        self.chunks = self.sent(chunks, self.chunks)
         self._kinds = kinds
-        self._launches = list(_launches(kinds[of_row], self._chunks))
-
-    def _empty(self, like: NDArray[Any]) -> Tensor:
-        return torch.empty_like(torch.from_numpy(like), device=self.device)
+        self.aligned = bool(kinds[:, -1].all())
+        self._launches = list(_launches(kinds[of_row], self.chunks))
 
 
 def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -174,8 +196,7 @@ def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def _launches(kinds: NDArray[np.int64], chunks: Tensor) -> Iterator[Launch]:
     """One for each run of equal kinds of chunks."""
     changes = np.flatnonzero((kinds[1:] != kinds[:-1]).any(1)) + 1
-    ends = [0, *changes.tolist(), len(kinds)]
-    for first, end in zip(ends[:-1], ends[1:], strict=True):
+    for first, end in pairwise([0, *changes.tolist(), len(kinds)]):
         if end > first:
             _, amsgrad, whole, aligned = kinds[first].tolist()
             types = _types(kinds[first : first + 1], 0)[0, :4].tolist()
@@ -199,13 +220,6 @@ def _bytes(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack([*columns, 64 * compute, 8 * master.astype(np.int64)], 1)
 
 
-def _current(device: torch.device) -> Any:
+def current(device: torch.device) -> Any:
     """Makes a device the current one, on whose current stream kernels are launched."""
     return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
-
-
-def _found(entries: list[Entry], before: list[Tensor], unscale: float) -> Iterator[Found]:
-    for entry, was in zip(entries, before, strict=False):
-        grad = local_like(entry.param.grad, entry.param)
-        columns = columns_of(entry, grad * unscale, was)
-        yield Found(entry.name, entry.group, entry.param, entry.state, columns)

@@ -18,10 +18,21 @@ class _Slot(NamedTuple):
 
 
 class Staging:
-    """Pinned buffers, used in turn: none is written again before the device has read it."""
+    """Pinned buffers, used in turn: none is written again before the device has read it.
+
+    What is sent while a graph is captured is read again at each replay, so its buffer is kept; a
+    few are made beforehand, for no memory can be pinned during capture.
+    """
 
     def __init__(self) -> None:
         self._slots: deque[_Slot] = deque()
+        self._spare: list[_Slot] = []
+        self._captured: list[_Slot] = []
+
+    def reserve(self, size: int, device: torch.device, count: int = 8) -> None:
+        """Makes buffers of so many bytes for captures."""
+        if device.type != "cpu":
+            self._spare = [_slot(size, device) for _ in range(count)]
 
     def send(self, array: NDArray[Any], target: Tensor) -> None:
         """Copies an array to the device on its current stream, without waiting.
@@ -33,19 +44,42 @@ class Staging:
         if target.device.type == "cpu":
             target.copy_(torch.from_numpy(array))
             return
-        slot = self._free(array.nbytes, target.device)
+        capturing = is_capturing(target.device)
+        slot = self._of_capture(array.nbytes) if capturing else self._free(array, target)
         slot.array[: array.nbytes] = array.reshape(-1).view(np.uint8)
         source = slot.buffer[: array.nbytes].view(target.dtype).view(target.shape)
         target.copy_(source, non_blocking=True)
-        slot.read.record()
-        self._slots.append(slot)
+        if not capturing:
+            slot.read.record()
+            self._slots.append(slot)
 
-    def _free(self, size: int, device: torch.device) -> _Slot:
+    def _free(self, array: NDArray[Any], target: Tensor) -> _Slot:
         for _ in range(len(self._slots)):
             slot = self._slots.popleft()
-            if len(slot.array) >= size and slot.read.query():
+            if len(slot.array) >= array.nbytes and slot.read.query():
                 return slot
             self._slots.append(slot)
-        room = max(4096, 1 << (size - 1).bit_length())  # so that growing tables need few
-        buffer = torch.empty(room, dtype=torch.uint8, pin_memory=True)
-        return _Slot(buffer, buffer.numpy(), torch.get_device_module(device).Event())
+        return _slot(array.nbytes, target.device)
+
+    def _of_capture(self, size: int) -> _Slot:
+        for slot in self._spare:
+            if len(slot.array) >= size:
+                self._spare.remove(slot)
+                self._captured.append(slot)
+                return slot
+        raise RuntimeError(
+            "a step that is captured in a graph must find everything in its place: make three "
+            "steps with capturable=True and the gradients that it will have before the capture, "
+            "and do not capture one optimizer more than a few times"
+        )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is launched on a device's current stream goes into a graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _slot(size: int, device: torch.device) -> _Slot:
+    room = max(4096, 1 << (size - 1).bit_length())  # so that growing tables need few
+    buffer = torch.empty(room, dtype=torch.uint8, pin_memory=True)
+    return _Slot(buffer, buffer.numpy(), torch.get_device_module(device).Event())

@@ -1,0 +1,98 @@
+"""What a step finds out on the device before it steps, without a wait; see ``prepare``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...hyper import Coefficients
+from . import Outcome, Request, prepare
+from .launches import Launches
+
+
+class Guard:
+    """The memory that finding it out takes, on the device of some launches.
+
+    Args:
+        launches: what steps.
+        rows: of its table.
+    """
+
+    def __init__(self, launches: Launches, rows: int) -> None:
+        self._launches = launches
+        device = self._device = launches.device
+        self.steps = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._set_of = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._hypers = torch.zeros(0, device=device)
+        self._sent: NDArray[np.float64] = np.zeros(0)
+        partials = prepare.MOST_PROGRAMS, prepare.PARTIAL_COLUMNS
+        self._partials = torch.zeros(partials, dtype=torch.float64, device=device)
+        self._counter = torch.zeros(1, dtype=torch.int32, device=device)
+        self._settings = torch.zeros(1, dtype=torch.float64, device=device)
+        self._max_norm = 0.0
+        self.skip = torch.zeros(1, dtype=torch.int32, device=device)
+        module = torch.get_device_module(device) if device.type == "cuda" else None
+        properties = module.get_device_properties(device) if module else None
+        self._multiprocessors = properties.multi_processor_count if properties else 128
+
+    def count(self, steps: Sequence[int | Tensor], set_of: NDArray[np.int64]) -> None:
+        """Takes over the counts of steps, and of each row which set of hyperparameters it has."""
+        if all(isinstance(step, Tensor) for step in steps):
+            torch.stack([step.to(torch.int64) for step in steps], out=self.steps)  # type: ignore[union-attr]
+        else:
+            numbers = np.array([int(step) for step in steps], np.int64)
+            self.steps = self._launches.sent(numbers, self.steps)
+        self._set_of = self._launches.sent(set_of, self._set_of)
+        self._launches.reserve(len(set_of))
+
+    def run(
+        self,
+        request: Request,
+        outcome: Outcome,
+        hypers: NDArray[np.float64] | None,
+    ) -> None:
+        """Launches ``prepare``.
+
+        Args:
+            request: what is wanted.
+            outcome: where it goes.
+            hypers: (sets, 12) where the device counts the steps, which finds the coefficients by
+                them; else None, and the coefficients are there.
+        """
+        launches = self._launches
+        max_norm = request.max_grad_norm or 0.0
+        if max_norm != self._max_norm:
+            self._settings = launches.sent(np.array([max_norm]), self._settings)
+            self._max_norm = max_norm
+        if hypers is not None:
+            shape = len(self.steps), len(Coefficients._fields)
+            if launches.coefficients.shape != shape:
+                launches.coefficients = outcome.results.new_zeros(shape)
+            same = np.array_equal(hypers.view(np.int64), self._sent.view(np.int64))
+            if not same or launches.captured:
+                self._hypers = launches.sent(hypers, self._hypers)
+                self._sent = hypers
+        prepare.launch(
+            launches.chunks,
+            self._settings,
+            self._hypers,
+            self.steps,
+            self._set_of,
+            launches.placed[0],
+            launches.coefficients,
+            self._partials,
+            self._counter,
+            self.skip,
+            *outcome,
+            grad_scale=request.grad_scale,
+            found_inf=request.found_inf,
+            norm=request.max_grad_norm is not None,
+            skip_nonfinite=request.skip_nonfinite,
+            device_steps=hypers is not None,
+            alignment=16 if launches.aligned else 1,
+            multiprocessors=self._multiprocessors,
+        )

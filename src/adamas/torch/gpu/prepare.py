@@ -1,0 +1,315 @@
+"""What a step needs beforehand and only the device knows, as one Triton kernel, without a wait.
+
+The scale of the gradients, their norm and what clips them, whether to skip the step, and where step
+counts or hyperparameters are on the device, the coefficients.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+from torch import Tensor
+
+from ...hyper import Coefficients
+from .bias import bias_correction
+from .jit import jit, jit_with
+from .rules import COEFFICIENTS
+from .squares import rounded_sum, sum_share, total
+
+# The columns of a set of hyperparameters, of 8 bytes each. The last four are int64: addresses of
+# tensors on the device that hold the value instead, 0 for none, and which of them, in bits from the
+# lowest on, are of float64; others are of float32.
+LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED, MAXIMIZE, IS_FLOAT64 = range(8)
+LR_AT, BETA1_AT, BETA2_AT, WIDE = range(8, 12)
+SET_COLUMNS = 12
+
+MOST_PROGRAMS = 1024
+PARTIAL_COLUMNS = 3
+_WARPS = 4
+_PER_MULTIPROCESSOR = 4  # programs: enough loads under way to keep the memory busy
+_ROWS = 128
+
+_SET_COLUMNS, _PARTIAL_COLUMNS = tl.constexpr(SET_COLUMNS), tl.constexpr(PARTIAL_COLUMNS)
+_MOST_PROGRAMS, _ROW_BLOCK = tl.constexpr(MOST_PROGRAMS), tl.constexpr(_ROWS)
+_LR, _BETA1, _BETA2, _EPS = (tl.constexpr(x) for x in (LR, BETA1, BETA2, EPS))
+_WEIGHT_DECAY, _DECOUPLED = tl.constexpr(WEIGHT_DECAY), tl.constexpr(DECOUPLED)
+_MAXIMIZE, _IS_FLOAT64 = tl.constexpr(MAXIMIZE), tl.constexpr(IS_FLOAT64)
+_LR_AT, _WIDE = tl.constexpr(LR_AT), tl.constexpr(WIDE)
+_UNSCALE = tl.constexpr(Coefficients._fields.index("unscale"))
+_CLIP = tl.constexpr(Coefficients._fields.index("clip"))
+_STEP = tl.constexpr(Coefficients._fields.index("step"))
+_SMALLEST_FLOAT32, _SMALLEST_FLOAT64 = tl.constexpr(2.0**-149), tl.constexpr(2.0**-1074)
+
+
+def launch(
+    chunks: Tensor,
+    settings: Tensor,
+    hypers: Tensor,
+    steps: Tensor,
+    set_of: Tensor,
+    grads: Tensor,
+    coefficients: Tensor,
+    partials: Tensor,
+    counter: Tensor,
+    skip: Tensor,
+    results: Tensor,
+    skipped: Tensor,
+    *,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    norm: bool = False,
+    skip_nonfinite: bool = False,
+    device_steps: bool = False,
+    alignment: int = 1,
+    multiprocessors: int = 132,
+) -> None:
+    """Launches ``prepare``, whose arguments these are, on the current stream.
+
+    Args:
+        chunks: see there, as of
+        settings: this,
+        hypers: this,
+        steps: this,
+        set_of: this,
+        grads: this,
+        coefficients: this,
+        partials: this,
+        counter: this,
+        skip: this,
+        results: this,
+        skipped: and this.
+        grad_scale: float32, what the gradients are multiplied with; None for 1.
+        found_inf: float32, not 0 where the step is to be skipped; None for 0.
+        norm: measure the norm, and clip to it.
+        skip_nonfinite: skip the step where an element is not finite; measures the norm too.
+        device_steps: count steps and find the coefficients on the device.
+        alignment: of all gradients' addresses, in bytes.
+        multiprocessors: of the device. Does not show in the results.
+    """
+    measure = norm or skip_nonfinite
+    work = max(len(chunks) if measure else 0, -(-len(steps) // _ROWS) if device_steps else 0)
+    programs = max(1, min(work, _PER_MULTIPROCESSOR * multiprocessors, MOST_PROGRAMS))
+    prepare[(programs,)](
+        chunks,
+        settings,
+        settings if grad_scale is None else grad_scale,
+        settings if found_inf is None else found_inf,
+        hypers,
+        steps,
+        set_of,
+        grads,
+        coefficients,
+        partials,
+        counter,
+        skip,
+        results,
+        skipped,
+        len(chunks),
+        len(coefficients),
+        measure,
+        skip_nonfinite,
+        grad_scale is not None,
+        found_inf is not None,
+        device_steps,
+        alignment,
+        num_warps=_WARPS,
+        enable_fp_fusion=False,
+    )
+
+
+@jit_with(
+    do_not_specialize=["n_chunks", "n_rows"],
+    do_not_specialize_on_alignment=["grad_scale", "found_inf", "settings", "hypers", "results"],
+)
+def prepare(
+    chunks: tl.tensor,
+    settings: tl.tensor,
+    grad_scale: tl.tensor,
+    found_inf: tl.tensor,
+    hypers: tl.tensor,
+    steps: tl.tensor,
+    set_of: tl.tensor,
+    grads: tl.tensor,
+    coefficients: tl.tensor,
+    partials: tl.tensor,
+    counter: tl.tensor,
+    skip: tl.tensor,
+    results: tl.tensor,
+    skipped: tl.tensor,
+    n_chunks: tl.tensor,
+    n_rows: tl.tensor,
+    NORM: tl.constexpr,
+    SKIP_NONFINITE: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_FOUND: tl.constexpr,
+    DEVICE_STEPS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+) -> None:
+    """Finds out what the step needs. Every program does a share, the last one to be done the rest.
+
+    Args:
+        chunks: (n_chunks, 16) int64, as ``kernels.step_chunk``'s.
+        settings: float64, the norm to clip to, not above 0 for no clipping; inf measures only.
+        grad_scale: float32, what the gradients are multiplied with.
+        found_inf: float32, not 0 where the step is to be skipped.
+        hypers: (sets, 12) float64, with columns as above.
+        steps: (rows,) int64, how many each row of the table has made; counted here.
+        set_of: (rows,) int64, its set.
+        grads: (rows,) int64, its gradient's address, 0 for none.
+        coefficients: (n_rows, 13) float64, of each row with DEVICE_STEPS, those of a step to be
+            skipped or of rows without gradient meaningless. Else of sets, of which only what
+            unscales and what clips is written here.
+        partials: (1024, 3) float64 of scratch.
+        counter: int32 of scratch: 0 before, and after.
+        skip: int32, set to 1 where the step is to be skipped, else 0.
+        results: (2,) float64, the norm and what clips to it, of the last step not skipped.
+        skipped: int64, how many steps were; counted here.
+        n_chunks: all of them.
+        n_rows: of the coefficients.
+        NORM: measure the norm.
+        SKIP_NONFINITE: skip the step where an unscaled element is not finite; with NORM.
+        HAS_SCALE: whether there is ``grad_scale``.
+        HAS_FOUND: whether there is ``found_inf``.
+        DEVICE_STEPS: count steps and find the coefficients here.
+        ALIGNMENT: of all gradients' addresses, in bytes.
+    """
+    programs = tl.num_programs(0)
+    found = tl.full((), 0, tl.int32)
+    if HAS_FOUND:
+        found = (tl.load(found_inf) != 0).to(tl.int32)
+    unscale = tl.full((), 1.0, tl.float32)
+    if HAS_SCALE:
+        unscale = (1.0 / tl.load(grad_scale).to(tl.float64)).to(tl.float32)
+    if found == 0:
+        if DEVICE_STEPS:
+            for first in range(tl.program_id(0) * _ROW_BLOCK, n_rows, programs * _ROW_BLOCK):
+                _find_coefficients(hypers, steps, set_of, grads, coefficients, first, n_rows)
+        if NORM:
+            high, low, strange = sum_share(chunks, n_chunks, unscale, SKIP_NONFINITE, ALIGNMENT)
+            mine = partials + tl.program_id(0) * _PARTIAL_COLUMNS
+            tl.store(mine, high)
+            tl.store(mine + 1, low)
+            tl.store(mine + 2, strange.to(tl.float64))
+    # One thread has stored and one counts: the barrier makes what every thread of the program has
+    # done happen before the count, which releases it to the program that counts last.
+    tl.debug_barrier()
+    before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+    if before == programs - 1:
+        tl.store(counter, 0)
+        norm = tl.full((), 0.0, tl.float64)
+        clip = tl.full((), 1.0, tl.float64)
+        if NORM:  # noqa: SIM102 (one of a constant, one of a number)
+            if found == 0:
+                high, low, strange = _total_of_programs(partials, programs)
+                norm = tl.sqrt(rounded_sum(chunks, n_chunks, unscale, high, low))
+                clip = _clip_factor(norm, tl.load(settings))
+                if SKIP_NONFINITE:
+                    found = strange
+        tl.store(skip, found)
+        if found != 0:
+            tl.store(skipped, tl.load(skipped) + 1)
+        else:
+            if NORM:
+                tl.store(results, norm)
+                tl.store(results + 1, clip)
+            _write_factors(steps, grads, coefficients, n_rows, unscale, clip, DEVICE_STEPS)
+
+
+@jit
+def _total_of_programs(partials: tl.tensor, programs: tl.tensor) -> tl.tuple:
+    index = tl.arange(0, _MOST_PROGRAMS)
+    theirs = partials + index * _PARTIAL_COLUMNS
+    there = index < programs
+    # From the level of the cache that programs share.
+    high = tl.load(theirs, there, other=0.0, cache_modifier=".cg")
+    low = tl.load(theirs + 1, there, other=0.0, cache_modifier=".cg")
+    strange = tl.load(theirs + 2, there, other=0.0, cache_modifier=".cg")
+    total_high, total_low = total(high, low)
+    return total_high, total_low, tl.max((strange != 0).to(tl.int32), 0)
+
+
+@jit
+def _clip_factor(norm: tl.tensor, max_norm: tl.tensor) -> tl.tensor:
+    """``adamas.norm.clip_factor``."""
+    factor = max_norm / (norm + 1e-6)
+    return tl.where((factor > 1) | (max_norm <= 0), 1.0, factor)
+
+
+@jit
+def _write_factors(
+    steps: tl.tensor,
+    grads: tl.tensor,
+    coefficients: tl.tensor,
+    n_rows: tl.tensor,
+    unscale: tl.tensor,
+    clip: tl.tensor,
+    DEVICE_STEPS: tl.constexpr,
+) -> None:
+    """Completes the coefficients, and counts the steps."""
+    for first in range(0, n_rows, _ROW_BLOCK):
+        at = first + tl.arange(0, _ROW_BLOCK)
+        there = at < n_rows
+        if DEVICE_STEPS:
+            there = there & (tl.load(grads + at, there, other=0) != 0)
+            tl.store(steps + at, tl.load(steps + at, there, other=0) + 1, there)
+        row = coefficients + at * COEFFICIENTS
+        tl.store(row + _UNSCALE, unscale.to(tl.float64), there)
+        tl.store(row + _CLIP, clip, there)
+
+
+@jit
+def _find_coefficients(
+    hypers: tl.tensor,
+    steps: tl.tensor,
+    set_of: tl.tensor,
+    grads: tl.tensor,
+    coefficients: tl.tensor,
+    first: tl.tensor,
+    n_rows: tl.tensor,
+) -> None:
+    """``adamas.hyper.Hyper.coefficients`` of the next step of some rows, in float64.
+
+    But for what unscales and clips. The step rounds them to the type that it computes in.
+    """
+    at = first + tl.arange(0, _ROW_BLOCK)
+    there = at < n_rows
+    there = there & (tl.load(grads + at, there, other=0) != 0)
+    step = tl.load(steps + at, there, other=0) + 1
+    of_set = hypers + tl.load(set_of + at, there, other=0) * _SET_COLUMNS
+    lr = _hyper(of_set, _LR, there)
+    beta1 = _hyper(of_set, _BETA1, there)
+    beta2 = _hyper(of_set, _BETA2, there)
+    eps = tl.load(of_set + _EPS, there, other=1.0)
+    is_float64 = tl.load(of_set + _IS_FLOAT64, there, other=0.0) != 0
+    smallest = tl.where(is_float64, _SMALLEST_FLOAT64, _SMALLEST_FLOAT32)
+    weight_decay = tl.load(of_set + _WEIGHT_DECAY, there, other=0.0)
+    decoupled = tl.load(of_set + _DECOUPLED, there, other=0.0) != 0
+
+    betas = tl.join(beta1, beta2)
+    correction1, correction2 = tl.split(bias_correction(betas, tl.join(step, step)))
+    row = coefficients + at * COEFFICIENTS
+    tl.store(row, beta1, there)
+    tl.store(row + 1, 1.0 - beta1, there)
+    tl.store(row + 2, beta2, there)
+    tl.store(row + 3, 1.0 - beta2, there)
+    tl.store(row + 4, lr / correction1, there)
+    tl.store(row + 5, 1.0 / tl.sqrt(correction2), there)
+    tl.store(row + 6, tl.where(eps > smallest, eps, smallest), there)
+    tl.store(row + 7, tl.where(decoupled, lr * weight_decay, 0.0), there)
+    tl.store(row + 8, tl.where(decoupled, 0.0, weight_decay), there)
+    tl.store(row + 9, tl.load(of_set + _MAXIMIZE, there, other=0.0), there)
+    tl.store(row + _STEP, step.to(tl.float64), there)
+
+
+@jit
+def _hyper(of_set: tl.tensor, COLUMN: tl.constexpr, there: tl.tensor) -> tl.tensor:
+    """The learning rate or a beta of each row, from the table or from the tensor that holds it."""
+    value = tl.load(of_set + COLUMN, there, other=0.0)
+    address = tl.load(of_set + (_LR_AT + COLUMN), there, other=0.0).to(tl.int64, bitcast=True)
+    wide = tl.load(of_set + _WIDE, there, other=0.0).to(tl.int64, bitcast=True)
+    elsewhere = there & (address != 0)
+    is_wide = ((wide >> COLUMN) & 1) != 0
+    doubles = address.to(tl.pointer_type(tl.float64))
+    floats = address.to(tl.pointer_type(tl.float32))
+    double = tl.load(doubles, elsewhere & is_wide, other=0.0)
+    single = tl.load(floats, elsewhere & (is_wide == 0), other=0.0).to(tl.float64)
+    return tl.where(elsewhere, tl.where(is_wide, double, single), value)
