@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...hyper import Coefficients
 from . import Outcome, Request, prepare
+from .jit import Launcher
 from .launches import Launches
 
 
@@ -31,6 +32,7 @@ class Guard:
         self._sent: NDArray[np.float64] = np.zeros(0)
         partials = prepare.MOST_PROGRAMS, prepare.PARTIAL_COLUMNS
         self._partials = torch.zeros(partials, dtype=torch.float64, device=device)
+        self._prepare = Launcher(prepare.prepare, prepare.WARPS)
         self._counter = torch.zeros(1, dtype=torch.int32, device=device)
         self._settings = torch.zeros(1, dtype=torch.float64, device=device)
         self._max_norm = 0.0
@@ -77,6 +79,7 @@ class Guard:
                 self._hypers = launches.sent(hypers, self._hypers)
                 self._sent = hypers
         prepare.launch(
+            self._prepare,
             launches.chunks,
             self._settings,
             self._hypers,

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ... import native
 from . import codecs
-from .jit import jit
+from .jit import jit, jit_with
 from .rules import COEFFICIENTS, adam, load_coefficients, load_step
 
 # A chunk's row has the columns of the core's rows, with addresses of its own elements and, in place
@@ -36,7 +36,7 @@ _STORED = tl.constexpr((tl.float32, tl.float64, tl.uint16, tl.float16))
 _BESIDE = tl.constexpr((tl.uint8, tl.uint8, tl.uint16, None, tl.float32))
 
 
-@jit
+@jit_with(do_not_specialize=["count", "rows"])
 def place_gradients(
     chunks: tl.tensor, placed: tl.tensor, count: tl.tensor, rows: tl.tensor, BLOCK: tl.constexpr
 ) -> tl.tensor:

@@ -16,6 +16,7 @@ from ... import native
 from ...formats import GROUP
 from ...hyper import Coefficients
 from . import kernels
+from .jit import Launcher
 from .staging import Staging, is_capturing
 
 CHUNK = 8192  # elements that a program steps
@@ -23,6 +24,7 @@ _WARPS = 4
 # Elements that a thread steps at a time: so few that loads of every width get the same threads,
 # else values would go between threads through shared memory.
 _PLAIN, _CODED = 8, 4
+_BLOCK = 128  # chunks whose gradients a program places
 _ALIGNMENT = 16  # bytes that a thread loads at once
 _COLUMNS = kernels.COLUMNS.value
 _INT8 = native.MOMENTS["int8"]  # from which on moments are coded
@@ -46,28 +48,17 @@ class Alike(NamedTuple):
 
 
 class Launch:
-    """A launch of the kernel for chunks that are alike.
+    """A launch of ``kernels.step_chunk`` for chunks that are alike."""
 
-    Triton's own way from a kernel to what was compiled of it takes ten times as long as launching
-    that, so it is gone once.
-    """
-
-    def __init__(self, chunks: Tensor, alike: Alike) -> None:
-        self._chunks, self._alike = chunks, alike
-        self._compiled: dict[bool, Any] = {}
+    def __init__(self, chunks: Tensor, alike: Alike, step: Launcher) -> None:
+        self._chunks, self._alike, self._step = chunks, alike, step
 
     def __call__(self, coefficients: Tensor, skip: Tensor, usual: bool) -> None:
         """Steps the chunks; see ``kernels.step_chunk``."""
         param, grad, moments, master, amsgrad, whole, alignment = self._alike
         groups = (_CODED if moments >= _INT8 else _PLAIN) * 32 * _WARPS // GROUP
         constants = param, grad, moments, master, amsgrad, usual, whole, alignment, groups
-        arguments = self._chunks, coefficients, skip, *constants
-        grid = len(self._chunks), 1, 1
-        if compiled := self._compiled.get(usual):
-            compiled[grid](*arguments)
-        else:
-            step = kernels.step_chunk[grid]
-            self._compiled[usual] = step(*arguments, num_warps=_WARPS, enable_fp_fusion=False)
+        self._step(len(self._chunks), (self._chunks, coefficients, skip), constants)
 
 
 class Launches:
@@ -96,6 +87,8 @@ class Launches:
         self._kinds = np.zeros((0, 0), np.int64)
         self.aligned = True
         self._launches: list[Launch] = []
+        self._step = Launcher(kernels.step_chunk, _WARPS)
+        self._place = Launcher(kernels.place_gradients, _WARPS)
         self._staging = Staging()
         self.captured = False
         self._never = torch.zeros(1, dtype=torch.int32, device=device)
@@ -143,11 +136,9 @@ class Launches:
         self._placed = np.ascontiguousarray(placed)
         self.placed = self.sent(self._placed, self.placed)
         self.captured |= is_capturing(self.device)
-        count, block = len(self.chunks), 128
-        if count:
-            kernels.place_gradients[(-(-count // block),)](
-                self.chunks, self.placed, count, len(rows), block
-            )
+        if count := len(self.chunks):
+            arguments = self.chunks, self.placed, count, len(rows)
+            self._place(-(-count // _BLOCK), arguments, (_BLOCK,))
 
     def sent(self, array: NDArray[Any], target: Tensor) -> Tensor:
         """An array on the device: in the memory of ``target``, if it fits there."""
@@ -179,7 +170,7 @@ class Launches:
         self.chunks = self.sent(chunks, self.chunks)
         self._kinds = kinds
         self.aligned = bool(kinds[:, -1].all())
-        self._launches = list(_launches(kinds[of_row], self.chunks))
+        self._launches = list(_launches(kinds[of_row], self.chunks, self._step))
 
 
 def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -193,7 +184,7 @@ def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack([rows[:, native.TYPES], amsgrad, whole, aligned], 1).astype(np.int64)
 
 
-def _launches(kinds: NDArray[np.int64], chunks: Tensor) -> Iterator[Launch]:
+def _launches(kinds: NDArray[np.int64], chunks: Tensor, step: Launcher) -> Iterator[Launch]:
     """One for each run of equal kinds of chunks."""
     changes = np.flatnonzero((kinds[1:] != kinds[:-1]).any(1)) + 1
     for first, end in pairwise([0, *changes.tolist(), len(kinds)]):
@@ -202,7 +193,7 @@ def _launches(kinds: NDArray[np.int64], chunks: Tensor) -> Iterator[Launch]:
             types = _types(kinds[first : first + 1], 0)[0, :4].tolist()
             alignment = _ALIGNMENT if aligned else 1
             alike = Alike._make([*types, bool(amsgrad), bool(whole), alignment])
-            yield Launch(chunks[first:end], alike)
+            yield Launch(chunks[first:end], alike, step)
 
 
 def _types(rows: NDArray[np.int64], column: int = native.TYPES) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...hyper import Coefficients
 from .bias import bias_correction
-from .jit import jit, jit_with
+from .jit import Launcher, jit, jit_with
 from .rules import COEFFICIENTS
 from .squares import rounded_sum, sum_share, total
 
@@ -24,7 +24,7 @@ SET_COLUMNS = 12
 
 MOST_PROGRAMS = 1024
 PARTIAL_COLUMNS = 3
-_WARPS = 4
+WARPS = 4
 _PER_MULTIPROCESSOR = 4  # programs: enough loads under way to keep the memory busy
 _ROWS = 128
 
@@ -41,6 +41,7 @@ _SMALLEST_FLOAT32, _SMALLEST_FLOAT64 = tl.constexpr(2.0**-149), tl.constexpr(2.0
 
 
 def launch(
+    launcher: Launcher,
     chunks: Tensor,
     settings: Tensor,
     hypers: Tensor,
@@ -65,6 +66,7 @@ def launch(
     """Launches ``prepare``, whose arguments these are, on the current stream.
 
     Args:
+        launcher: of ``prepare``.
         chunks: see there, as of
         settings: this,
         hypers: this,
@@ -88,7 +90,7 @@ def launch(
     measure = norm or skip_nonfinite
     work = max(len(chunks) if measure else 0, -(-len(steps) // _ROWS) if device_steps else 0)
     programs = max(1, min(work, _PER_MULTIPROCESSOR * multiprocessors, MOST_PROGRAMS))
-    prepare[(programs,)](
+    arguments = (
         chunks,
         settings,
         settings if grad_scale is None else grad_scale,
@@ -105,15 +107,9 @@ def launch(
         skipped,
         len(chunks),
         len(coefficients),
-        measure,
-        skip_nonfinite,
-        grad_scale is not None,
-        found_inf is not None,
-        device_steps,
-        alignment,
-        num_warps=_WARPS,
-        enable_fp_fusion=False,
     )
+    scaled = grad_scale is not None, found_inf is not None
+    launcher(programs, arguments, (measure, skip_nonfinite, *scaled, device_steps, alignment))
 
 
 @jit_with(
