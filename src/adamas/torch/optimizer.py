@@ -14,12 +14,12 @@ from torch.optim import optimizer as _torch
 from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
 from .footprint import Memory
-from .gpu import Outcome, Request
+from .gpu import Outcome, Request, counts
 from .hyperparameters import check_clipping, check_own, hyper_of, on_device
 from .kinds import kept, kind_of
 from .plan import Plan, held, ready
 from .state import check_trainable
-from .statistics import History, Statistics
+from .statistics import Found, History, Statistics
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -199,22 +199,14 @@ class Adam(Optimizer):
         groups = self.param_groups
         with torch.no_grad():
             request = self._request()
-            counts = request is not None and request.counts
-            plan = self._plan = ready(self._plan, groups, self.state, counts)
+            plan = self._plan = ready(self._plan, groups, self.state, counts(request))
             try:
-                if request is not None and plan.alone:
-                    outcome = self._outcome_on(plan.alone.device)
-                    found = plan.step_guarded(groups, request, outcome, self._history.measuring)
-                    self._history.add(plan.taken, found)
-                    self._history.end(groups)
-                    return loss
-                factors = self._factors(plan)
-                if factors is None:
-                    self.skipped_steps += 1
-                    return loss
-                found = plan.step(groups, *factors, self._history.measuring)
+                found = self._take(plan, groups, request)
             finally:
                 plan.forget()
+            if found is None:
+                self.skipped_steps += 1
+                return loss
             self._history.add(plan.taken, found)
             self._history.end(groups)
         return loss
@@ -264,9 +256,20 @@ class Adam(Optimizer):
         if not (captures or scaled or self.max_grad_norm is not None or self.skip_nonfinite):
             return None
         check_clipping(self.param_groups, self.max_grad_norm)
-        scale = None if grad_scale is None else grad_scale
         found = found_inf if isinstance(found_inf, Tensor) else None
-        return Request(scale, found, self.max_grad_norm, self.skip_nonfinite, captures)
+        return Request(grad_scale, found, self.max_grad_norm, self.skip_nonfinite, captures)
+
+    def _take(
+        self, plan: Plan, groups: list[dict[str, Any]], request: Request | None
+    ) -> list[Found] | None:
+        """Steps what a plan has looked at; None where the step is to be skipped."""
+        if request is not None and plan.alone:
+            outcome = self._outcome_on(plan.alone.device)
+            return plan.step_guarded(groups, request, outcome, self._history.measuring)
+        factors = self._factors(plan)
+        if factors is None:
+            return None
+        return plan.step(groups, *factors, self._history.measuring)
 
     def _outcome_on(self, device: torch.device) -> Outcome:
         """Where steps on a device tell what they found out; what was known before stays."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gpu import counts
 from .optimizer import Adam
 from .plan import Plan, name_of, ready
 from .recode import State
@@ -135,9 +136,10 @@ class BackwardStepper:
         alone = [optimizer.param_groups[number] | {"params": [param], "param_names": [name]}]
         states = optimizer.state
         own: dict[Tensor, State] = {param: states[param]} if param in states else {}
-        plan = self._plans[param] = ready(self._plans.get(param), alone, own)
+        request = optimizer._request()
+        plan = self._plans[param] = ready(self._plans.get(param), alone, own, counts(request))
         states[param] = own[param]
-        found = plan.step(alone, measure=optimizer._history.measuring)
+        found = optimizer._take(plan, alone, request) or []
         found = [each._replace(group=number) for each in found]
         optimizer._history.add(plan.taken._replace(group=number), found)
         plan.forget()

@@ -44,6 +44,7 @@ class Table:
         rows: the core's rows; their gradients are those of the last look.
         steps: the parameters' step counts, -1 where there was no gradient,
         even: and whether they are all the same.
+        changed: whether rows may be other than when this was last made False.
 
     Raises:
         ValueError: two of the tensors share memory.
@@ -59,7 +60,7 @@ class Table:
         self._keys = [by_column(kept(p, k)) for p, k in zip(params, self.kinds, strict=True)]
         self._watch = watch(params, self.states, self._keys)
         self.steps = np.zeros(len(params), np.int64)
-        self.even = True
+        self.even = self.changed = True
         self.rows = native.table(len(params))
         self._watch.fill(self.rows)
         parts = [local(p) for p in params]
@@ -93,7 +94,9 @@ class Table:
         if answer & native.MOVED:
             return native.MOVED
         was_even, self.even = self.even, not answer & native.UNEVEN
+        self.changed |= not self.even or answer & (native.STRANGE | native.CHANGED) != 0
         if self.even > was_even:
+            self.changed = True
             self.rows[:, native.COEFFICIENTS] = self.set_of
         self.forget()
         if answer & native.STRANGE:

@@ -26,14 +26,16 @@ class Request(NamedTuple):
     """Whether what a group's options say may change on the device."""
 
     @property
-    def counts(self) -> bool:
-        """Whether only the device can know the number of the step."""
-        return self.captures or self.skip_nonfinite or self.found_inf is not None
-
-    @property
     def is_plain(self) -> bool:
         """Whether nothing is to be done to the gradients."""
         return self.grad_scale is None and self.max_grad_norm is None
+
+
+def counts(request: Request | None) -> bool:
+    """Whether only the device can know the number of a step."""
+    return request is not None and (
+        request.captures or request.skip_nonfinite or request.found_inf is not None
+    )
 
 
 class Outcome(NamedTuple):

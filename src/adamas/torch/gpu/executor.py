@@ -48,12 +48,13 @@ class Executor:
     def step(self, coefficients: NDArray[np.float64], unscale: float, measure: bool) -> list[Found]:
         """Steps every parameter that had a gradient at the last look; as ``cpu.step``."""
         table = self._table
-        entries = list(compress(table.entries, table.steps >= 0))
+        entries = self._present()
         if not entries:
             return []
         before = [trained(e.param, e.state).clone() for e in entries] if measure else []
         torch.autograd.graph.increment_version([entry.param for entry in entries])
-        self._launches.step(coefficients)
+        self._launches.step(coefficients, table.changed)
+        table.changed = False
         native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         return list(found(entries, before, unscale))
 
@@ -84,7 +85,7 @@ class Executor:
             What was found, and what has unscaled the gradients, on the device.
         """
         table, launches = self._table, self._launches
-        entries = list(compress(table.entries, table.steps >= 0))
+        entries = self._present()
         if not entries:
             return [], 1.0
         before = [trained(e.param, e.state).clone() for e in entries] if measure else []
@@ -96,7 +97,9 @@ class Executor:
         torch.autograd.graph.increment_version([entry.param for entry in entries])
         guard = self._guard = self._guard or Guard(launches, len(table.rows))
         with current(launches.device):
-            launches.place(table.steps >= 0)
+            if table.changed or launches.captured:
+                launches.place(table.steps >= 0)
+                table.changed = False
             if coefficients is not None:
                 launches.coefficients = launches.sent(coefficients, launches.coefficients)
             guard.run(request, outcome, hypers)
@@ -105,6 +108,10 @@ class Executor:
             native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         unscale = launches.coefficients[0, _UNSCALE]
         return list(found(entries, before, unscale)), unscale
+
+    def _present(self) -> list[Entry]:
+        table = self._table
+        return table.entries if table.even else list(compress(table.entries, table.steps >= 0))
 
 
 def _usual(hypers: NDArray[np.float64]) -> bool:

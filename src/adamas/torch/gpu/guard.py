@@ -32,7 +32,7 @@ class Guard:
         self._sent: NDArray[np.float64] = np.zeros(0)
         partials = prepare.MOST_PROGRAMS, prepare.PARTIAL_COLUMNS
         self._partials = torch.zeros(partials, dtype=torch.float64, device=device)
-        self._prepare = Launcher(prepare.prepare, prepare.WARPS)
+        self._prepare = Launcher(prepare.prepare)
         self._counter = torch.zeros(1, dtype=torch.int32, device=device)
         self._settings = torch.zeros(1, dtype=torch.float64, device=device)
         self._max_norm = 0.0

@@ -28,26 +28,26 @@ class Launcher:
 
     Args:
         kernel: what ``jit`` has made.
-        warps: of a program.
     """
 
-    def __init__(self, kernel: Any, warps: int) -> None:
-        self._kernel, self._warps = kernel, warps
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, programs: int, arguments: tuple[Any, ...], constants: Any = ()) -> None:
+    def __call__(
+        self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], **options: int
+    ) -> None:
         """Launches it on the current stream.
 
         Args:
             programs: how many.
             arguments: the kernel's.
             constants: those of its arguments that it is compiled for, after the others.
+            options: of its compilation, the same with the same constants.
         """
-        grid, constants = (programs, 1, 1), tuple(constants)
+        grid = programs, 1, 1
         if compiled := self._compiled.get(constants):
             compiled[grid](*arguments, *constants)
             return
-        made = self._kernel[grid](
-            *arguments, *constants, num_warps=self._warps, enable_fp_fusion=False
-        )
+        made = self._kernel[grid](*arguments, *constants, enable_fp_fusion=False, **options)
         self._compiled[constants] = made  # nothing, where Triton interprets

@@ -19,11 +19,11 @@ from . import kernels
 from .jit import Launcher
 from .staging import Staging, is_capturing
 
-CHUNK = 8192  # elements that a program steps
-_WARPS = 4
-# Elements that a thread steps at a time: so few that loads of every width get the same threads,
-# else values would go between threads through shared memory.
-_PLAIN, _CODED = 8, 4
+# Elements that a program steps, of coded moments and of others: enough to make up for its start.
+CODED_CHUNK, CHUNK = 8192, 4096
+# Elements that a thread steps at a time: so few that it does not run out of registers, and enough
+# coded ones to share what threads have to do together for their group.
+_ELEMENTS = 8
 _BLOCK = 128  # chunks whose gradients a program places
 _ALIGNMENT = 16  # bytes that a thread loads at once
 _COLUMNS = kernels.COLUMNS.value
@@ -47,18 +47,41 @@ class Alike(NamedTuple):
     alignment: int
 
 
+class Tile(NamedTuple):
+    """How a program steps its chunk, as was measured to be fast on an H100."""
+
+    warps: int
+    registers: int | None
+    """At most so many a thread, where that lets more of them run; for NVIDIA's compiler only."""
+
+    @property
+    def groups(self) -> int:
+        """Of 64 elements, that are stepped at a time."""
+        return _ELEMENTS * 32 * self.warps // GROUP
+
+
+def _tile(alike: Alike, device: torch.device) -> Tile:
+    if alike.moments >= _INT8:
+        nvidia = device.type == "cuda" and torch.version.hip is None
+        return Tile(1, 96 if nvidia else None)
+    return Tile(8 if alike.param == native.DTYPES["float32"] else 4, None)
+
+
 class Launch:
     """A launch of ``kernels.step_chunk`` for chunks that are alike."""
 
     def __init__(self, chunks: Tensor, alike: Alike, step: Launcher) -> None:
         self._chunks, self._alike, self._step = chunks, alike, step
+        warps, registers = tile = _tile(alike, chunks.device)
+        self._groups = tile.groups
+        self._options = {"num_warps": warps} | ({"maxnreg": registers} if registers else {})
 
     def __call__(self, coefficients: Tensor, skip: Tensor, usual: bool) -> None:
         """Steps the chunks; see ``kernels.step_chunk``."""
         param, grad, moments, master, amsgrad, whole, alignment = self._alike
-        groups = (_CODED if moments >= _INT8 else _PLAIN) * 32 * _WARPS // GROUP
-        constants = param, grad, moments, master, amsgrad, usual, whole, alignment, groups
-        self._step(len(self._chunks), (self._chunks, coefficients, skip), constants)
+        constants = param, grad, moments, master, amsgrad, usual, whole, alignment, self._groups
+        arguments = self._chunks, coefficients, skip
+        self._step(len(self._chunks), arguments, constants, **self._options)
 
 
 class Launches:
@@ -87,21 +110,23 @@ class Launches:
         self._kinds = np.zeros((0, 0), np.int64)
         self.aligned = True
         self._launches: list[Launch] = []
-        self._step = Launcher(kernels.step_chunk, _WARPS)
-        self._place = Launcher(kernels.place_gradients, _WARPS)
+        self._step = Launcher(kernels.step_chunk)
+        self._place = Launcher(kernels.place_gradients)
         self._staging = Staging()
         self.captured = False
         self._never = torch.zeros(1, dtype=torch.int32, device=device)
         self.chunks = self.coefficients = self.placed = torch.zeros(0, device=device)
 
-    def step(self, coefficients: NDArray[np.float64]) -> None:
+    def step(self, coefficients: NDArray[np.float64], changed: bool = True) -> None:
         """Steps all rows that have a gradient, on the device's current stream.
 
         Args:
             coefficients: (sets, 13), each a ``hyper.Coefficients``; the rows name theirs.
+            changed: whether the rows may have changed since the last step.
         """
         with current(self.device):
-            self.place()
+            if changed or self.captured:
+                self.place()
             self.coefficients = self.sent(coefficients, self.coefficients)
             usual = bool((coefficients[:, _SELDOM] == _NOTHING).all())
             self.launch(self._never, usual)
@@ -138,7 +163,7 @@ class Launches:
         self.captured |= is_capturing(self.device)
         if count := len(self.chunks):
             arguments = self.chunks, self.placed, count, len(rows)
-            self._place(-(-count // _BLOCK), arguments, (_BLOCK,))
+            self._place(-(-count // _BLOCK), arguments, (_BLOCK,), num_warps=4)
 
     def sent(self, array: NDArray[Any], target: Tensor) -> Tensor:
         """An array on the device: in the memory of ``target``, if it fits there."""
@@ -154,14 +179,15 @@ class Launches:
     def _build(self, kinds: NDArray[np.int64]) -> None:
         rows = self._rows
         order = np.lexsort(kinds.T)
-        counts = -(-rows[order, native.SIZE] // CHUNK)
-        of_row = np.repeat(order, counts)
-        begin = (np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)) * CHUNK
+        sizes = np.where(_types(rows)[:, 2] >= _INT8, CODED_CHUNK, CHUNK)[order]
+        counts = -(-rows[order, native.SIZE] // sizes)
+        of_row, size = np.repeat(order, counts), np.repeat(sizes, counts)
+        begin = (np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)) * size
         chunks = np.zeros((len(of_row), _COLUMNS), np.int64)
         chunks[:, : native.COLUMNS] = rows[of_row]
         there = chunks[:, _ADDRESSES] != 0
         chunks[:, _ADDRESSES] += there * (begin[:, None] // 64 * _bytes(rows)[of_row])
-        chunks[:, native.SIZE] = np.minimum(rows[of_row, native.SIZE] - begin, CHUNK)
+        chunks[:, native.SIZE] = np.minimum(rows[of_row, native.SIZE] - begin, size)
         whole = kinds[of_row, 2] != 0
         chunks[:, kernels.FIRST.value] = begin + np.where(whole, rows[of_row, native.OFFSET], 0)
         chunks[:, kernels.GRAD_DTYPE.value] = _types(rows)[of_row, 1]
@@ -213,4 +239,7 @@ def _bytes(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def current(device: torch.device) -> Any:
     """Makes a device the current one, on whose current stream kernels are launched."""
-    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
+    module = torch.get_device_module(device)
+    if device.type == "cpu" or module.current_device() == device.index:
+        return nullcontext()
+    return module.device(device)

@@ -24,7 +24,7 @@ SET_COLUMNS = 12
 
 MOST_PROGRAMS = 1024
 PARTIAL_COLUMNS = 3
-WARPS = 4
+_WARPS = 4
 _PER_MULTIPROCESSOR = 4  # programs: enough loads under way to keep the memory busy
 _ROWS = 128
 
@@ -109,7 +109,8 @@ def launch(
         len(coefficients),
     )
     scaled = grad_scale is not None, found_inf is not None
-    launcher(programs, arguments, (measure, skip_nonfinite, *scaled, device_steps, alignment))
+    constants = measure, skip_nonfinite, *scaled, device_steps, alignment
+    launcher(programs, arguments, constants, num_warps=_WARPS)
 
 
 @jit_with(

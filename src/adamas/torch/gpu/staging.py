@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class _Slot(NamedTuple):
-    buffer: Tensor  # pinned
-    array: NDArray[np.uint8]  # the same memory
-    read: Any  # the event after which the device has read it
+class _Slot:
+    """A pinned buffer, and the event after which the device has read it."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        room = max(4096, 1 << (size - 1).bit_length())  # so that growing tables need few
+        self._buffer = torch.empty(room, dtype=torch.uint8, pin_memory=True)
+        self._array = self._buffer.numpy()
+        self._source: Tensor | None = None
+        self.read = torch.get_device_module(device).Event()
+
+    def fits(self, array: NDArray[Any]) -> bool:
+        """Whether an array has room."""
+        return len(self._array) >= array.nbytes
+
+    def fill(self, array: NDArray[Any], target: Tensor) -> Tensor:
+        """The buffer with an array in it, in the form of a tensor."""
+        self._array[: array.nbytes] = array.reshape(-1).view(np.uint8)
+        source = self._source
+        if source is None or source.shape != target.shape or source.dtype != target.dtype:
+            source = self._buffer[: array.nbytes].view(target.dtype).view(target.shape)
+            self._source = source
+        return source
 
 
 class Staging:
@@ -32,7 +50,7 @@ class Staging:
     def reserve(self, size: int, device: torch.device, count: int = 8) -> None:
         """Makes buffers of so many bytes for captures."""
         if device.type != "cpu":
-            self._spare = [_slot(size, device) for _ in range(count)]
+            self._spare = [_Slot(size, device) for _ in range(count)]
 
     def send(self, array: NDArray[Any], target: Tensor) -> None:
         """Copies an array to the device on its current stream, without waiting.
@@ -45,25 +63,23 @@ class Staging:
             target.copy_(torch.from_numpy(array))
             return
         capturing = is_capturing(target.device)
-        slot = self._of_capture(array.nbytes) if capturing else self._free(array, target)
-        slot.array[: array.nbytes] = array.reshape(-1).view(np.uint8)
-        source = slot.buffer[: array.nbytes].view(target.dtype).view(target.shape)
-        target.copy_(source, non_blocking=True)
+        slot = self._of_capture(array) if capturing else self._free(array, target.device)
+        target.copy_(slot.fill(array, target), non_blocking=True)
         if not capturing:
             slot.read.record()
             self._slots.append(slot)
 
-    def _free(self, array: NDArray[Any], target: Tensor) -> _Slot:
+    def _free(self, array: NDArray[Any], device: torch.device) -> _Slot:
         for _ in range(len(self._slots)):
             slot = self._slots.popleft()
-            if len(slot.array) >= array.nbytes and slot.read.query():
+            if slot.fits(array) and slot.read.query():
                 return slot
             self._slots.append(slot)
-        return _slot(array.nbytes, target.device)
+        return _Slot(array.nbytes, device)
 
-    def _of_capture(self, size: int) -> _Slot:
+    def _of_capture(self, array: NDArray[Any]) -> _Slot:
         for slot in self._spare:
-            if len(slot.array) >= size:
+            if slot.fits(array):
                 self._spare.remove(slot)
                 self._captured.append(slot)
                 return slot
@@ -77,9 +93,3 @@ class Staging:
 def is_capturing(device: torch.device) -> bool:
     """Whether what is launched on a device's current stream goes into a graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _slot(size: int, device: torch.device) -> _Slot:
-    room = max(4096, 1 << (size - 1).bit_length())  # so that growing tables need few
-    buffer = torch.empty(room, dtype=torch.uint8, pin_memory=True)
-    return _Slot(buffer, buffer.numpy(), torch.get_device_module(device).Event())

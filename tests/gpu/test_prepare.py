@@ -1,0 +1,535 @@
+"""The kernel that runs before a step on the device; without one, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+
+from adamas import Hyper, native, norm  # noqa: E402
+from adamas.hyper import Coefficients, bias_correction  # noqa: E402
+from adamas.torch.gpu import bias, prepare  # noqa: E402
+from adamas.torch.gpu.jit import Launcher  # noqa: E402
+from adamas.torch.gpu.kernels import COLUMNS, GRAD_DTYPE  # noqa: E402
+
+CHUNK = 8192
+DTYPES = {name: getattr(torch, name) for name in native.DTYPES}
+UNSCALE, CLIP = (Coefficients._fields.index(name) for name in ("unscale", "clip"))
+MARK = 77.0  # what nothing writes
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device() -> Iterator[None]:
+    """Overflow and NaN are ordinary results there; the interpreter's NumPy would warn."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def chunks_of(grads: list[Tensor]) -> Tensor:
+    rows = []
+    for row, grad in enumerate(grads):
+        for begin in range(0, max(grad.numel(), 1), CHUNK):
+            part = grad[begin : begin + CHUNK]
+            chunk = np.zeros(COLUMNS.value, np.int64)
+            chunk[native.GRAD], chunk[native.SIZE] = part.data_ptr(), part.numel()
+            chunk[GRAD_DTYPE.value] = native.DTYPES[str(grad.dtype).removeprefix("torch.")]
+            chunk[GRAD_DTYPE.value + 1] = row
+            rows.append(chunk)
+    chunks = torch.from_numpy(np.array(rows, np.int64).reshape(-1, COLUMNS.value)).to(DEVICE)
+    chunks.grads = grads  # which are to live as long
+    return chunks
+
+
+def on_device(values: Any, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype).to(DEVICE)
+
+
+def arguments(grads: list[Tensor], max_norm: float = math.inf, rows: int = 3) -> dict[str, Tensor]:
+    return {
+        "chunks": chunks_of(grads),
+        "settings": on_device([max_norm, MARK], torch.float64),
+        "hypers": on_device([[0.0] * prepare.SET_COLUMNS], torch.float64),
+        "steps": on_device([5] * rows, torch.int64),
+        "set_of": on_device([0] * rows, torch.int64),
+        "grads": on_device([1] * rows, torch.int64),
+        "coefficients": torch.full((rows, 13), MARK, dtype=torch.float64, device=DEVICE),
+        "partials": torch.full((1024, 3), math.nan, dtype=torch.float64, device=DEVICE),
+        "counter": on_device([0], torch.int32),
+        "skip": on_device([MARK], torch.int32),
+        "results": on_device([MARK, MARK], torch.float64),
+        "skipped": on_device([6], torch.int64),
+    }
+
+
+def launch(given: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    for name in ("grad_scale", "found_inf"):
+        if isinstance(options.get(name), float):
+            options[name] = on_device([options[name]], torch.float32)
+    prepare.launch(Launcher(prepare.prepare), **given, **options)
+    assert given["counter"].item() == 0
+    return {name: tensor.cpu() for name, tensor in given.items()}
+
+
+def found_norm(grads: list[Tensor], multiprocessors: int = 0, **options: Any) -> float:
+    done = launch(arguments(grads), norm=True, multiprocessors=multiprocessors, **options)
+    assert done["skip"].item() == 0
+    return float(done["results"][0])
+
+
+def expected_norm(grads: list[Tensor], unscale: float = 1.0) -> float:
+    arrays = [g.cpu().double() if g.dtype == torch.float64 else g.cpu().float() for g in grads]
+    return math.sqrt(norm.squared_norm([a.numpy() for a in arrays], unscale))
+
+
+def same(found: float, expected: float) -> bool:
+    return found == expected or (math.isnan(found) and math.isnan(expected))
+
+
+def random(n: int, dtype: str, low: int, high: int) -> Tensor:
+    generator = np.random.default_rng(n)
+    numbers = generator.standard_normal(n) * 2.0 ** generator.integers(low, high, n)
+    return torch.from_numpy(numbers).to(DTYPES[dtype]).to(DEVICE)
+
+
+def tensor(values: list[float], dtype: str = "float32") -> Tensor:
+    return on_device(values, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0, 3.0])
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [
+        ("float32", -10, 3),
+        ("float32", -149, 127),
+        ("float32", -149, -130),
+        ("float64", -10, 3),
+        ("float64", -500, 400),
+        ("float64", -600, -500),  # of squares that are denormal or zero
+        ("float64", -526, -520),  # whose sum is denormal
+        ("bfloat16", -20, 3),
+        ("bfloat16", -130, 127),
+        ("float16", -24, 14),
+    ],
+)
+def test_the_norm_is_that_of_the_specification(
+    dtype: str, low: int, high: int, scale: float | None
+) -> None:
+    grads = [random(n, dtype, low, high) for n in (0, 1, 511, 4096, 4097, 8193)]
+    unscale = 1.0 if scale is None else float(np.float32(1 / scale))
+    found = found_norm(grads, grad_scale=scale)
+    assert found == expected_norm(grads, unscale)
+
+
+@pytest.mark.parametrize("multiprocessors", [0, 1, 2, 132])
+def test_many_programs_and_dtypes_and_parameters_without_gradients(multiprocessors: int) -> None:
+    grads = [random(4000 + 900 * i, dtype, -12, 2) for i, dtype in enumerate(list(DTYPES) * 3)]
+    given = arguments(grads)
+    given["chunks"][[0, 3, 5], native.GRAD] = 0
+    owners = given["chunks"][:, [native.GRAD, GRAD_DTYPE.value + 1]].tolist()
+    there = [grads[row] for address, row in owners if address == grads[row].data_ptr()]
+    done = launch(given, norm=True, multiprocessors=multiprocessors)
+    parts = [g[CHUNK:] for row, g in enumerate(grads) if g.numel() > CHUNK]
+    firsts = [g[:CHUNK] for g in there]
+    assert done["results"][0].item() == expected_norm(firsts + parts)
+
+
+@pytest.mark.parametrize("alignment", [1, 16])
+def test_alignment_does_not_show(alignment: int) -> None:
+    grad = random(9001, "bfloat16", -3, 3)
+    grad = grad[1:] if alignment == 1 else grad
+    assert found_norm([grad], alignment=alignment) == expected_norm([grad])
+
+
+def test_no_gradients() -> None:
+    assert found_norm([]) == 0.0
+    assert found_norm([tensor([])]) == 0.0
+    assert found_norm([tensor([0.0, -0.0])]) == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_estimate_is_as_near_as_it_says(dtype: str) -> None:
+    """Of numbers that repeat in every lane, where additions round alike, so that errors add up."""
+    grads = [tensor(np.repeat(1.3 * 3.0 ** -np.arange(16), 512).tolist(), dtype)] * 5
+    done = launch(arguments(grads), norm=True, multiprocessors=1)
+    exact = 5 * sum(Fraction(x * x) for x in grads[0].tolist())
+    found = sum(map(Fraction, done["partials"][:4, :2].flatten().tolist()))
+    assert 0 < abs(found - exact) < exact / 2**51
+
+
+def test_pairs_keep_what_additions_round_away() -> None:
+    grads = [random(511, "float64", -3, 3)] * 60
+    done = launch(arguments(grads), norm=True, multiprocessors=1)
+    exact = 60 * sum(Fraction(x * x) for x in grads[0].tolist())
+    found = sum(map(Fraction, done["partials"][:4, :2].flatten().tolist()))
+    assert abs(found - exact) < exact / 2**95
+
+
+def test_nothing_is_added_beyond_the_last_element() -> None:
+    """Where zero times the factor is NaN."""
+    assert found_norm([tensor([1.0])], grad_scale=0.0) == math.inf
+
+
+def roots(total: int) -> list[float]:
+    """Numbers of 24 bits whose squares add up to a whole number, the largest first."""
+    found = []
+    while total:
+        root = math.isqrt(total)
+        cut = max(0, root.bit_length() - 24)
+        root = root >> cut << cut
+        found.append(float(root))
+        total -= root * root
+    return found
+
+
+def check_beside_the_middle(
+    leading: int, beside: int, exponent: int, dtype: str, below: int = 70
+) -> None:
+    total = ((2 * leading + 1) << below) + beside
+    values = [math.ldexp(root, exponent) for root in roots(total)]
+    grads = [tensor(values[::2], dtype), tensor(values[1::2], dtype)]
+    expected = expected_norm(grads)
+    exact = norm.rounded(Fraction(total) * Fraction(4) ** exponent)
+    if exponent > -450 or below < 70:  # where no square is rounded
+        assert expected == math.sqrt(exact)
+    assert found_norm(grads, multiprocessors=1) == expected
+
+
+@pytest.mark.parametrize("leading", [1 << 31, (1 << 31) + 1, (1 << 32) - 1])
+@pytest.mark.parametrize("beside", [0, 1, -1, 1 << 24, -(1 << 24), 1 << 47, -(1 << 49)])
+@pytest.mark.parametrize(
+    ("exponent", "dtype"), [(-100, "float32"), (50, "float32"), (460, "float64"), (-540, "float64")]
+)
+def test_sums_half_way_between_two_numbers_and_beside(
+    leading: int, beside: int, exponent: int, dtype: str
+) -> None:
+    check_beside_the_middle(leading, beside, exponent, dtype)
+
+
+@pytest.mark.parametrize("leading", [1 << 31, (1 << 31) + 1, (1 << 32) - 1])
+@pytest.mark.parametrize("beside", [0, 1, -1, 10, -10])
+@pytest.mark.parametrize("below", [0, 8, 18])
+def test_denormal_sums_half_way_between_two_numbers(leading: int, beside: int, below: int) -> None:
+    check_beside_the_middle(leading, beside, -537, "float64", below)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    leading=st.integers(1 << 31, (1 << 32) - 1),
+    beside=st.builds(lambda sign, bits: sign << bits, st.sampled_from([-1, 1]), st.integers(0, 69)),
+    exponent=st.integers(-120, 60),
+)
+def test_sums_near_the_middle_of_any_two_numbers(leading: int, beside: int, exponent: int) -> None:
+    with np.errstate(all="ignore"):
+        check_beside_the_middle(leading, beside, exponent, "float32")
+
+
+@pytest.mark.parametrize("tiny", [2.0**-30, 2.0**-60, 2.0**-149])
+def test_many_tiny_squares_decide(tiny: float) -> None:
+    """Each far below the digit before, but there are many of them, in more than one digit."""
+    values = [1.0, 2.0**-16, *[tiny] * 5000]
+    assert found_norm([tensor(values)]) == math.sqrt(1 + 2**-31)
+    below = [*roots((1 << 100) + (1 << 68) - 5001), *[1.0] * 5000]  # 1 less than the middle
+    assert found_norm([tensor(below)]) == 2.0**50
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-1e152, 1e152) | st.floats(-1e-150, 1e-150), max_size=40))
+def test_any_numbers(values: list[float]) -> None:
+    with np.errstate(all="ignore"):
+        grads = [tensor(values[:9], "float64"), tensor(values[9:], "float64")]
+        assert found_norm(grads, multiprocessors=1) == expected_norm(grads)
+
+
+LARGEST = math.sqrt(np.finfo(np.float64).max)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([1.0, math.inf], "float32"),
+        ([1.0, -math.inf], "float64"),
+        ([math.inf, math.nan], "float16"),
+        ([math.nan, 1.0], "bfloat16"),
+        ([1e160, 1.0], "float64"),
+        ([1e160, math.nan], "float64"),
+        ([1.3e154, 1.0], "float64"),
+        ([1.3e154, 3e153], "float64"),
+        ([1.3e154, 1.3e154], "float64"),
+        ([LARGEST], "float64"),
+        ([LARGEST * (1 - 2**-33)], "float64"),
+        ([LARGEST * (1 - 2**-34)] + [1.0] * 5000, "float64"),
+    ],
+)
+def test_not_finite_or_nearly(values: list[float], dtype: str) -> None:
+    grads = [tensor([2.0] * 5000, dtype), tensor(values, dtype)]
+    for multiprocessors in (0, 1):
+        assert same(found_norm(grads, multiprocessors), expected_norm(grads))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("place", [0, 4095, 5000])
+def test_a_step_is_skipped_where_an_element_is_not_finite(
+    dtype: str, bad: float, place: int
+) -> None:
+    grads = [random(5001, dtype, -2, 3), random(100, "float32", -2, 3)]
+    done = launch(arguments(grads), skip_nonfinite=True, device_steps=True, multiprocessors=1)
+    assert (done["skip"].item(), done["skipped"].item()) == (0, 6)
+    assert done["steps"].tolist() == [6] * 3
+    assert done["results"][0].item() == expected_norm(grads)
+    grads[0][place] = bad
+    done = launch(arguments(grads), skip_nonfinite=True, device_steps=True, multiprocessors=1)
+    assert (done["skip"].item(), done["skipped"].item()) == (1, 7)
+    assert done["steps"].tolist() == [5] * 3
+    assert done["results"].tolist() == [MARK, MARK]
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "dtype", "skipped"),
+    [
+        (1e200, None, "float64", False),  # whose square overflows
+        (1e38, 2.0**-8, "float32", True),  # which overflows when unscaled
+        (1e38, 2.0**-8, "float64", False),
+        (1.0, 0.0, "float32", True),
+        (0.0, 0.0, "float32", True),
+        (1.0, 1e-45, "bfloat16", True),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 4096])
+def test_what_counts_is_the_unscaled_element(
+    value: float, scale: float | None, dtype: str, skipped: bool, count: int
+) -> None:
+    grads = [tensor([value] * count, dtype)]
+    done = launch(arguments(grads, max_norm=0.0), skip_nonfinite=True, grad_scale=scale)
+    assert bool(done["skip"].item()) == skipped
+    if not skipped:
+        unscale = 1.0 if scale is None else 1 / scale
+        assert done["results"].tolist() == [expected_norm(grads, unscale), 1.0]
+
+
+@pytest.mark.parametrize("found_inf", [1.0, math.inf, math.nan])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_gradient_scaler_skips(found_inf: float, norm: bool) -> None:
+    given = arguments([tensor([1.0])], 1.0)
+    done = launch(given, found_inf=found_inf, grad_scale=2.0, norm=norm, device_steps=True)
+    assert (done["skip"].item(), done["skipped"].item()) == (1, 7)
+    assert done["steps"].tolist() == [5] * 3
+    assert done["results"].tolist() == [MARK, MARK]
+    done = launch(given, found_inf=0.0, grad_scale=2.0, norm=norm, device_steps=True)
+    assert (done["skip"].item(), done["skipped"].item()) == (0, 7)
+    assert done["steps"].tolist() == [6] * 3
+    assert done["results"].tolist() == ([0.5, 1.0] if norm else [MARK, MARK])
+
+
+@pytest.mark.parametrize("max_norm", [math.inf, 0.0, 0.3, 5.0, 5.000001, 5.000002, 1e-300, 3e38])
+@pytest.mark.parametrize("grad", [[3.0, 4.0], [], [math.inf], [math.nan]])
+def test_what_clips(grad: list[float], max_norm: float) -> None:
+    grads = [tensor(grad)]
+    done = launch(arguments(grads, max_norm), norm=True)
+    found, clip = done["results"].tolist()
+    assert same(found, expected_norm(grads))
+    assert same(clip, norm.clip_factor(found, max_norm) if max_norm else 1.0)
+
+
+@pytest.mark.parametrize("measure", [False, True])
+@pytest.mark.parametrize("scale", [None, 3.0, 65536.0, 0.1, 1e-40, 1e38, math.inf, 0.0, math.nan])
+def test_of_sets_only_what_unscales_and_clips_is_written(
+    measure: bool, scale: float | None
+) -> None:
+    given = arguments([tensor([3.0, 4.0])], 0.3, rows=200)
+    given["coefficients"][:, [UNSCALE, CLIP]] = 1.0
+    done = launch(given, norm=measure, grad_scale=scale)
+    unscale = 1.0
+    if scale is not None:
+        unscale = torch.tensor([scale]).double().reciprocal().float().item()
+    clip = done["results"][1].item() if measure else 1.0
+    expected = torch.full((200, 13), MARK, dtype=torch.float64)
+    expected[:, UNSCALE], expected[:, CLIP] = unscale, clip
+    np.testing.assert_array_equal(done["coefficients"].numpy(), expected.numpy())
+    assert done["steps"].tolist() == [5] * 200
+
+
+def set_row(hyper: Hyper, compute: str, tensors: list[Tensor | None] | None = None) -> Tensor:
+    """A set's columns, where tensors of lr, beta1 and beta2 may hold the values instead."""
+    row = np.zeros(prepare.SET_COLUMNS)
+    row[prepare.LR], (row[prepare.BETA1], row[prepare.BETA2]) = hyper.lr, hyper.betas
+    row[prepare.EPS], row[prepare.WEIGHT_DECAY] = hyper.eps, hyper.weight_decay
+    row[prepare.DECOUPLED] = hyper.decoupled_weight_decay
+    row[prepare.MAXIMIZE], row[prepare.IS_FLOAT64] = hyper.maximize, compute == "float64"
+    for i, held in enumerate(tensors or []):
+        if held is not None:
+            row[i] = math.nan
+            row.view(np.int64)[prepare.LR_AT + i] = held.data_ptr()
+            row.view(np.int64)[prepare.WIDE] |= (held.dtype == torch.float64) << i
+    return torch.from_numpy(row)
+
+
+def found_coefficients(
+    rows: list[Tensor], set_of: list[int], steps: list[int], **options: Any
+) -> np.ndarray:
+    given = arguments([tensor([3.0, 4.0])], 0.25, rows=len(steps))
+    given["hypers"] = torch.stack(rows).to(DEVICE)
+    given["set_of"] = on_device(set_of, torch.int64)
+    given["steps"] = on_device([step - 1 for step in steps], torch.int64)
+    done = launch(given, device_steps=True, **options)
+    assert done["steps"].tolist() == steps
+    return done["coefficients"].numpy()
+
+
+BETAS = (
+    0.0,
+    2.0**-1074,
+    1e-300,
+    2.0**-64,
+    2.0**-65,
+    3e-4,
+    1e-3,
+    0.5,
+    0.9,
+    0.95,
+    0.98,
+    0.999,
+    0.9999,
+    1 - 2**-24,
+    1 - 2**-53,
+    float(np.float32(0.9)),
+    float(np.float32(0.999)),
+)
+STEPS = (*range(1, 101), 255, 256, 1000, 4097, 65535, 10**6, 2**24 + 1, 2**31, 2**33 - 1, 2**40)
+
+
+@triton.jit
+def multiply(numbers, product):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, 4)
+    a_high = tl.load(numbers + at).to(tl.uint64, bitcast=True)
+    a_low = tl.load(numbers + 4 + at).to(tl.uint64, bitcast=True)
+    b_high = tl.load(numbers + 8 + at).to(tl.uint64, bitcast=True)
+    b_low = tl.load(numbers + 12 + at).to(tl.uint64, bitcast=True)
+    high, low = bias._multiply(a_high, a_low, b_high, b_low)
+    tl.store(product + at, high.to(tl.int64, bitcast=True))
+    tl.store(product + 4 + at, low.to(tl.int64, bitcast=True))
+
+
+HALVES = st.sampled_from([0, 1, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(HALVES, min_size=16, max_size=16))
+def test_products_of_128_bits(halves: list[int]) -> None:
+    """Which bias corrections do not show to the last bit."""
+    numbers = torch.from_numpy(np.array(halves, np.uint64).view(np.int64)).to(DEVICE)
+    product = torch.zeros(8, dtype=torch.int64, device=DEVICE)
+    multiply[(1,)](numbers, product)
+    found = product.cpu().numpy().view(np.uint64).tolist()
+    for i in range(4):
+        a, b = (halves[i + k] << 64 | halves[i + k + 4] for k in (0, 8))
+        assert found[i] << 64 | found[i + 4] == a * b >> 128
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_bias_corrections_are_rounded_once(beta: float) -> None:
+    other = 1 - 2**-53 if beta != 1 - 2**-53 else 0.0
+    row = set_row(Hyper(1.0, (beta, other)), "float64")
+    found = found_coefficients([row], [0] * len(STEPS), list(STEPS))
+    for step, (size, scale) in zip(STEPS, found[:, 4:6].tolist(), strict=True):
+        assert size == 1 / bias_correction(beta, step)
+        assert scale == 1 / math.sqrt(bias_correction(other, step))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    betas=st.tuples(*[st.floats(0, 1, exclude_max=True) | st.floats(0.8, 1, exclude_max=True)] * 2),
+    lr=st.floats(0, 1e30),
+    eps=st.sampled_from([0.0, 1e-300, 2.0**-149, 2.0**-150, 1e-40, 1e-8]),
+    weight_decay=st.floats(0, 10),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    compute=st.sampled_from(["float32", "float64"]),
+    step=st.integers(1, 2**20) | st.integers(1, 300),
+)
+def test_coefficients(
+    betas: tuple[float, float],
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    flags: tuple[bool, bool],
+    compute: str,
+    step: int,
+) -> None:
+    maximize, decoupled = flags
+    hyper = Hyper(lr, betas, eps, weight_decay, False, maximize, decoupled)
+    with np.errstate(all="ignore"):
+        found = found_coefficients(
+            [set_row(hyper, compute)], [0], [step], norm=True, grad_scale=3.0
+        )
+        rounded = found.astype(compute)[0].tolist()
+    unscale = float(np.float32(1 / 3.0))
+    norm_found = expected_norm([tensor([3.0, 4.0])], unscale)
+    clip = norm.clip_factor(norm_found, 0.25)
+    assert (*rounded[:-1], int(found[0, -1])) == hyper.coefficients(step, compute, unscale, clip)
+
+
+@pytest.mark.parametrize(("skip_nonfinite", "multiprocessors"), [(False, 0), (False, 1), (True, 1)])
+def test_rows_have_steps_and_sets_of_their_own(skip_nonfinite: bool, multiprocessors: int) -> None:
+    hypers = [
+        (Hyper(0.1 * k, (0.9, 1 - 2.0**-k), weight_decay=0.1 * k), compute)
+        for k in range(1, 8)
+        for compute in ("float32", "float64")
+    ]
+    rows = [set_row(*hyper) for hyper in hypers]
+    count = 300
+    set_of, steps = [i % len(rows) for i in range(count)], [1 + i * i for i in range(count)]
+    given = arguments([tensor([1.0] * 9000)] * 3, rows=count)
+    given["hypers"] = torch.stack(rows).to(DEVICE)
+    given["set_of"] = on_device(set_of, torch.int64)
+    given["steps"] = on_device([step - 1 for step in steps], torch.int64)
+    absent = set(range(0, count, 7))
+    given["grads"] = on_device([0 if i in absent else 8 for i in range(count)], torch.int64)
+    options = {"skip_nonfinite": skip_nonfinite, "multiprocessors": multiprocessors}
+    done = launch(given, device_steps=True, **options)
+    for i in range(count):
+        found = done["coefficients"][i].tolist()
+        assert done["steps"][i].item() == steps[i] - (i in absent)
+        if i in absent:
+            assert found == [MARK] * 13
+        else:
+            hyper, _ = hypers[set_of[i]]
+            # Before they are rounded to float32, which this eps shows in neither type.
+            assert tuple(found) == hyper.coefficients(steps[i], "float64")
+
+
+@pytest.mark.parametrize("held", [(0, 1, 2), (0,), (2,), (0, 2), ()])
+def test_hyperparameters_that_tensors_hold(held: tuple[int, ...]) -> None:
+    values = (1e-3, 0.9, 0.999)
+    for dtypes in ((torch.float32,) * 3, (torch.float64, torch.float32, torch.float64)):
+        tensors = [
+            on_device([value], dtype) if i in held else None
+            for i, (value, dtype) in enumerate(zip(values, dtypes, strict=True))
+        ]
+        lr, *betas = (v if t is None else t.item() for v, t in zip(values, tensors, strict=True))
+        rows = [
+            set_row(Hyper(*[values[0], values[1:]]), "float32", tensors),
+            set_row(Hyper(), "float32"),
+        ]
+        found = found_coefficients(rows, [1, 0, 0], [3, 1, 12])
+        hyper = Hyper(lr, (betas[0], betas[1]))
+        expected = [
+            Hyper().coefficients(3, "float64"),
+            hyper.coefficients(1, "float64"),
+            hyper.coefficients(12, "float64"),
+        ]
+        assert [tuple(row) for row in found.tolist()] == expected
