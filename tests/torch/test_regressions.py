@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from adamas import formats
 from adamas.torch import Adam, AdamW
 
 
@@ -377,3 +378,28 @@ def test_no_warnings() -> None:
         grads([p])
         optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("moments", formats.FORMATS)
+@pytest.mark.parametrize("master_bits", formats.MASTER_BITS)
+def test_row_6_what_is_kept_of_a_transposed_weight_has_its_order(
+    moments: str, master_bits: int
+) -> None:
+    """The rest of a master weight once lay in the memory's order, in a checkpoint as any."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(37, 65), torch.randn(4, 37, 65)
+    found = []
+    for weights in (start.bfloat16(), start.bfloat16().t().contiguous().t()):
+        p = nn.Parameter(weights)
+        optimizer = AdamW([p], lr=0.01, moments=moments, master_bits=master_bits)
+        for grad in grads[:3]:
+            p.grad = grad.bfloat16()
+            optimizer.step()
+        saved = optimizer.state_dict()
+        q = nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format))
+        other = AdamW([q], lr=0.01, moments=moments, master_bits=master_bits)
+        other.load_state_dict(saved)
+        q.grad = grads[3].bfloat16()
+        other.step()
+        found.append([q.detach(), *(v for k, v in saved["state"][0].items() if k != "step")])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
