@@ -27,6 +27,7 @@ HEAVY = {
     "safetensors",
     "scipy",
     "ml_dtypes",
+    "triton",
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -56,6 +57,8 @@ def test_imports_point_one_way(path: Path) -> None:
             assert ORDER.index(rest[0]) <= ORDER.index(part), f"{part} imports {name}"
         if top in HEAVY:
             assert part in ("torch", "lab"), f"{part} imports {name}"
+        if top == "triton":
+            assert path.parent.name == "gpu", f"{path} imports {name}"
 
 
 def test_import_needs_numpy_alone() -> None:
