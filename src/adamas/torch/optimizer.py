@@ -14,7 +14,7 @@ from torch.optim import optimizer as _torch
 from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
 from .footprint import Memory
-from .gpu import Outcome, Request, counts
+from .gpu import Outcome, Request, needs
 from .hyperparameters import check_clipping, check_own, hyper_of, on_device
 from .kinds import kept, kind_of
 from .plan import Plan, held, ready
@@ -199,7 +199,7 @@ class Adam(Optimizer):
         groups = self.param_groups
         with torch.no_grad():
             request = self._request()
-            plan = self._plan = ready(self._plan, groups, self.state, counts(request))
+            plan = self._plan = ready(self._plan, groups, self.state, needs(request))
             try:
                 found = self._take(plan, groups, request)
             finally:

@@ -14,6 +14,7 @@ from .. import native
 from ..hyper import Hyper
 from ..interrupts import deferred
 from . import copied, cpu, gpu, plain
+from .gpu import Needs
 from .gradnorm import Part, rows_of, squared_norm
 from .hyperparameters import hyper_of
 from .kinds import Kind, kept, kind_of, ordered
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .gpu.executor import Executor
 
 Groups = list[dict[str, Any]]  # torch's param_groups
+NOTHING = Needs()
 States = MutableMapping[Tensor, State]
 
 
@@ -46,21 +48,21 @@ class Plan:
 
     Attributes:
         taken: what the last step went by.
-        alone: what steps all of it, if that is kernels on one device.
+        alone: what steps all of it and finds out what is needed, if that is one device.
 
     Args:
         groups: the parameter groups.
         states: the optimizer's states; one is made for each parameter that has a gradient.
-        counts: whether a GPU shall count the steps, where it steps all parameters.
+        needs: what a step has to find out, on the GPU that steps all parameters if one does.
 
     Raises:
         RuntimeError, TypeError, ValueError: a parameter, gradient or state cannot be stepped. Then
             nothing was changed.
     """
 
-    def __init__(self, groups: Groups, states: States, counts: bool = False) -> None:
+    def __init__(self, groups: Groups, states: States, needs: Needs = NOTHING) -> None:
         kinds = [kind_of(group) for group in groups]
-        entries = list(_entries(groups, kinds, states, counts))
+        entries = list(_entries(groups, kinds, states, needs.counts))
         takes = [_taken_on(e.param, kinds[e.group]) for e in entries]
         self._plain = [e for e, device in zip(entries, takes, strict=True) if device is None]
         self._tables: list[Table] = []
@@ -79,14 +81,15 @@ class Plan:
         self._shards = list(dict.fromkeys(shards))
         self._part_of = np.array([self._shards.index(s) for s in shards], np.int64)
         whole = len(self._on_gpu) == len(self._tables) == 1 and not self._plain
-        self.alone = next(iter(self._on_gpu.values())) if whole and not any(shards) else None
-        self._counts = counts
-        if counts and not self.alone:  # what was counted elsewhere comes back
+        across = needs.norms and any(shards)  # processes have to add up what they find
+        self.alone = next(iter(self._on_gpu.values())) if whole and not across else None
+        self._needs = needs
+        if needs.counts and not self.alone:  # what was counted elsewhere comes back
             for entry in entries:
                 entry.state["step"] = whole_step(entry.state["step"], entry.name)
         for entry in entries:  # from here on nothing fails
             states[entry.param] = entry.state
-        if counts and self.alone:
+        if needs.counts and self.alone:
             self.alone.count()
         self._params = params = _params(groups)
         self._states = list(states.values())
@@ -95,10 +98,10 @@ class Plan:
         self._grads: list[tuple[Entry, Tensor]] = []  # of the plain ones, of the last look
         self._with_grad: list[int] = []
 
-    def holds(self, groups: Groups, states: States, counts: bool) -> bool:
-        """Whether the plan is still of these parameters and states, counted so."""
+    def holds(self, groups: Groups, states: States, needs: Needs) -> bool:
+        """Whether the plan is still of these parameters and states, and such steps."""
         return (
-            counts == self._counts
+            needs == self._needs
             and native.identical(_params(groups), self._params)
             and native.identical(list(states.values()), self._states)
             and all(param.grad is None for param in self._waiting)
@@ -249,21 +252,21 @@ class Plan:
         return found
 
 
-def held(plan: Plan | None, groups: Groups, states: States, counts: bool = False) -> Plan:
+def held(plan: Plan | None, groups: Groups, states: States, needs: Needs = NOTHING) -> Plan:
     """The plan as long as it holds, else a new one."""
-    holds = plan is not None and plan.holds(groups, states, counts)
-    return plan if plan and holds else Plan(groups, states, counts)
+    holds = plan is not None and plan.holds(groups, states, needs)
+    return plan if plan and holds else Plan(groups, states, needs)
 
 
-def ready(plan: Plan | None, groups: Groups, states: States, counts: bool = False) -> Plan:
+def ready(plan: Plan | None, groups: Groups, states: States, needs: Needs = NOTHING) -> Plan:
     """The plan as long as it holds and nothing has moved, else a new one: it has looked.
 
     Raises:
         RuntimeError, TypeError, ValueError: as ``Plan`` and ``Plan.look``.
     """
-    plan = held(plan, groups, states, counts)
+    plan = held(plan, groups, states, needs)
     if not plan.look(groups):
-        plan = Plan(groups, states, counts)
+        plan = Plan(groups, states, needs)
         if not plan.look(groups):
             raise RuntimeError("a parameter or its state was moved while it was stepped")
     return plan

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gpu import counts
+from .gpu import needs
 from .optimizer import Adam
 from .plan import Plan, name_of, ready
 from .recode import State
@@ -137,7 +137,7 @@ class BackwardStepper:
         states = optimizer.state
         own: dict[Tensor, State] = {param: states[param]} if param in states else {}
         request = optimizer._request()
-        plan = self._plans[param] = ready(self._plans.get(param), alone, own, counts(request))
+        plan = self._plans[param] = ready(self._plans.get(param), alone, own, needs(request))
         states[param] = own[param]
         found = optimizer._take(plan, alone, request) or []
         found = [each._replace(group=number) for each in found]

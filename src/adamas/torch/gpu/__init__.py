@@ -31,11 +31,21 @@ class Request(NamedTuple):
         return self.grad_scale is None and self.max_grad_norm is None
 
 
-def counts(request: Request | None) -> bool:
-    """Whether only the device can know the number of a step."""
-    return request is not None and (
-        request.captures or request.skip_nonfinite or request.found_inf is not None
-    )
+class Needs(NamedTuple):
+    """What a request takes."""
+
+    counts: bool = False
+    """Only the device can know the number of the step."""
+    norms: bool = False
+    """All gradients are to be looked at."""
+
+
+def needs(request: Request | None) -> Needs:
+    """What a request takes; None takes nothing."""
+    if request is None:
+        return Needs()
+    counts = request.captures or request.skip_nonfinite or request.found_inf is not None
+    return Needs(counts, request.max_grad_norm is not None or request.skip_nonfinite)
 
 
 class Outcome(NamedTuple):
