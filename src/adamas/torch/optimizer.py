@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -11,11 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as _torch
 
-from ..norm import clip_factor
 from .checkpoint import Match, pack, unpack
+from .conditions import factors_of, outcome_on, request_of
 from .footprint import Memory
 from .gpu import Outcome, Request, needs
-from .hyperparameters import check_clipping, check_own, hyper_of, on_device
+from .hyperparameters import check_clipping, check_own, hyper_of
 from .kinds import kept, kind_of
 from .plan import Plan, held, ready
 from .state import check_trainable
@@ -198,7 +197,7 @@ class Adam(Optimizer):
                 loss = closure()
         groups = self.param_groups
         with torch.no_grad():
-            request = self._request()
+            request = request_of(self)
             plan = self._plan = ready(self._plan, groups, self.state, needs(request))
             try:
                 found = self._take(plan, groups, request)
@@ -247,62 +246,15 @@ class Adam(Optimizer):
         """
         return Memory(self.param_groups, self.state)
 
-    def _request(self) -> Request | None:
-        """What a step has to find out before it steps, None for nothing."""
-        # A gradient scaler sets these two for the time of a step.
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        captures = any(group["capturable"] or on_device(group) for group in self.param_groups)
-        scaled = isinstance(found_inf, Tensor) or grad_scale is not None
-        if not (captures or scaled or self.max_grad_norm is not None or self.skip_nonfinite):
-            return None
-        check_clipping(self.param_groups, self.max_grad_norm)
-        found = found_inf if isinstance(found_inf, Tensor) else None
-        return Request(grad_scale, found, self.max_grad_norm, self.skip_nonfinite, captures)
-
     def _take(
         self, plan: Plan, groups: list[dict[str, Any]], request: Request | None
     ) -> list[Found] | None:
         """Steps what a plan has looked at; None where the step is to be skipped."""
         if request is not None and plan.alone:
-            outcome = self._outcome_on(plan.alone.device)
+            outcome = outcome_on(self, plan.alone.device)
             return plan.step_guarded(groups, request, outcome, self._history.measuring)
-        factors = self._factors(plan)
-        if factors is None:
-            return None
-        return plan.step(groups, *factors, self._history.measuring)
-
-    def _outcome_on(self, device: torch.device) -> Outcome:
-        """Where steps on a device tell what they found out; what was known before stays."""
-        if self._outcome is None or self._outcome.results.device != device:
-            results = torch.full((2,), math.nan, dtype=torch.float64, device=device)
-            self._outcome = Outcome(results, results.new_zeros((), dtype=torch.int64))
-        outcome = self._outcome
-        if self.skipped_steps is not outcome.skipped:
-            outcome.skipped.fill_(self.skipped_steps)
-            self.skipped_steps = outcome.skipped
-        measured = self.max_grad_norm is not None or self.skip_nonfinite
-        if measured and not isinstance(self.last_grad_norm, Tensor):
-            known = math.nan if self.last_grad_norm is None else self.last_grad_norm
-            outcome.results.fill_(known)
-            self.last_grad_norm = outcome.results[0]
-        return outcome
-
-    def _factors(self, plan: Plan) -> tuple[float, float] | None:
-        """What unscales and what clips the gradients of a step, None if it is to be skipped."""
-        # A gradient scaler sets these two for the time of a step.
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and bool(found_inf):  # it is the number 0 without gradients
-            return None
-        # As torch.amp.GradScaler.unscale_ takes the reciprocal.
-        unscale = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().item()
-        if self.max_grad_norm is None and not self.skip_nonfinite:
-            return unscale, 1.0
-        check_clipping(self.param_groups, self.max_grad_norm)
-        norm = math.sqrt(plan.squared_norm(unscale))
-        if self.skip_nonfinite and not math.isfinite(norm) and not plan.finite(unscale):
-            return None
-        self.last_grad_norm = norm
-        return unscale, 1.0 if self.max_grad_norm is None else clip_factor(norm, self.max_grad_norm)
+        factors = factors_of(self, plan)
+        return None if factors is None else plan.step(groups, *factors, self._history.measuring)
 
     def state_dict(self) -> dict[str, Any]:
         """The states and groups in the form of ``torch.optim.Adam``'s, which loads them.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .conditions import request_of
 from .gpu import needs
 from .optimizer import Adam
 from .plan import Plan, name_of, ready
@@ -136,7 +137,7 @@ class BackwardStepper:
         alone = [optimizer.param_groups[number] | {"params": [param], "param_names": [name]}]
         states = optimizer.state
         own: dict[Tensor, State] = {param: states[param]} if param in states else {}
-        request = optimizer._request()
+        request = request_of(optimizer)
         plan = self._plans[param] = ready(self._plans.get(param), alone, own, needs(request))
         states[param] = own[param]
         found = optimizer._take(plan, alone, request) or []

@@ -1,0 +1,71 @@
+"""What a step depends on besides gradients: their scale and norm, and whether to skip it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..norm import clip_factor
+from .gpu import Outcome, Request
+from .hyperparameters import check_clipping, on_device
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from .optimizer import Adam
+
+
+def request_of(optimizer: Adam) -> Request | None:
+    """What an optimizer's step has to find out before it steps, None for nothing."""
+    found_inf, grad_scale = _of_scaler(optimizer)
+    max_norm, skip_nonfinite = optimizer.max_grad_norm, optimizer.skip_nonfinite
+    groups = optimizer.param_groups
+    captures = any(group["capturable"] or on_device(group) for group in groups)
+    found = found_inf if isinstance(found_inf, Tensor) else None
+    if found is grad_scale is max_norm is None and not (captures or skip_nonfinite):
+        return None
+    check_clipping(groups, max_norm)
+    return Request(grad_scale, found, max_norm, skip_nonfinite, captures)
+
+
+def outcome_on(optimizer: Adam, device: torch.device) -> Outcome:
+    """Where steps on a device tell what they found out; what was known before stays."""
+    outcome = optimizer._outcome
+    if outcome is None or outcome.results.device != device:
+        results = torch.full((2,), math.nan, dtype=torch.float64, device=device)
+        outcome = Outcome(results, results.new_zeros((), dtype=torch.int64))
+        optimizer._outcome = outcome
+    if optimizer.skipped_steps is not outcome.skipped:
+        outcome.skipped.fill_(optimizer.skipped_steps)
+        optimizer.skipped_steps = outcome.skipped
+    measured = optimizer.max_grad_norm is not None or optimizer.skip_nonfinite
+    if measured and not isinstance(optimizer.last_grad_norm, Tensor):
+        known = optimizer.last_grad_norm
+        outcome.results.fill_(math.nan if known is None else known)
+        optimizer.last_grad_norm = outcome.results[0]
+    return outcome
+
+
+def factors_of(optimizer: Adam, plan: Plan) -> tuple[float, float] | None:
+    """What unscales and what clips the gradients of a step, None if it is to be skipped."""
+    found_inf, grad_scale = _of_scaler(optimizer)
+    if found_inf is not None and bool(found_inf):  # it is the number 0 without gradients
+        return None
+    # As torch.amp.GradScaler.unscale_ takes the reciprocal.
+    unscale = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().item()
+    max_norm, skip_nonfinite = optimizer.max_grad_norm, optimizer.skip_nonfinite
+    if max_norm is None and not skip_nonfinite:
+        return unscale, 1.0
+    check_clipping(optimizer.param_groups, max_norm)
+    norm = math.sqrt(plan.squared_norm(unscale))
+    if skip_nonfinite and not math.isfinite(norm) and not plan.finite(unscale):
+        return None
+    optimizer.last_grad_norm = norm
+    return unscale, 1.0 if max_norm is None else clip_factor(norm, max_norm)
+
+
+def _of_scaler(optimizer: Adam) -> tuple[Tensor | float | None, Tensor | None]:
+    """What a gradient scaler sets for the time of a step."""
+    return getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
