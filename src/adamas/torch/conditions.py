@@ -24,7 +24,8 @@ def request_of(optimizer: Adam) -> Request | None:
     groups = optimizer.param_groups
     captures = any(group["capturable"] or on_device(group) for group in groups)
     found = found_inf if isinstance(found_inf, Tensor) else None
-    if found is grad_scale is max_norm is None and not (captures or skip_nonfinite):
+    scaled = found is not None or grad_scale is not None
+    if not (scaled or captures or skip_nonfinite or max_norm is not None):
         return None
     check_clipping(groups, max_norm)
     return Request(grad_scale, found, max_norm, skip_nonfinite, captures)
