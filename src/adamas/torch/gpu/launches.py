@@ -17,6 +17,7 @@ from ...formats import GROUP
 from ...hyper import Coefficients
 from . import kernels
 from .jit import Launcher
+from .rows import CODED, bytes_of_groups, types_of
 from .staging import Staging, is_capturing
 
 # Elements that a program steps, of coded moments and of others: enough to make up for its start.
@@ -27,8 +28,6 @@ _ELEMENTS = 8
 _BLOCK = 128  # chunks whose gradients a program places
 _ALIGNMENT = 16  # bytes that a thread loads at once
 _COLUMNS = kernels.COLUMNS.value
-_INT8 = native.MOMENTS["int8"]  # from which on moments are coded
-_SIZES = np.array([4, 8, 2, 2])  # bytes of an element, by its dtype's number
 _ADDRESSES = slice(native.PARAM, native.MASTER + 1)
 # Coefficients that say what is seldom done to a gradient, and what they are where it is not.
 _SELDOM = [Coefficients._fields.index(name) for name in ("l2", "maximize", "unscale", "clip")]
@@ -61,7 +60,7 @@ class Tile(NamedTuple):
 
 
 def _tile(alike: Alike, device: torch.device) -> Tile:
-    if alike.moments >= _INT8:
+    if alike.moments >= CODED:
         nvidia = device.type == "cuda" and torch.version.hip is None
         return Tile(1, 96 if nvidia else None)
     return Tile(8 if alike.param == native.DTYPES["float32"] else 4, None)
@@ -179,18 +178,18 @@ class Launches:
     def _build(self, kinds: NDArray[np.int64]) -> None:
         rows = self._rows
         order = np.lexsort(kinds.T)
-        sizes = np.where(_types(rows)[:, 2] >= _INT8, CODED_CHUNK, CHUNK)[order]
+        sizes = np.where(types_of(rows)[:, 2] >= CODED, CODED_CHUNK, CHUNK)[order]
         counts = -(-rows[order, native.SIZE] // sizes)
         of_row, size = np.repeat(order, counts), np.repeat(sizes, counts)
         begin = (np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)) * size
         chunks = np.zeros((len(of_row), _COLUMNS), np.int64)
         chunks[:, : native.COLUMNS] = rows[of_row]
         there = chunks[:, _ADDRESSES] != 0
-        chunks[:, _ADDRESSES] += there * (begin[:, None] // 64 * _bytes(rows)[of_row])
+        chunks[:, _ADDRESSES] += there * (begin[:, None] // 64 * bytes_of_groups(rows)[of_row])
         chunks[:, native.SIZE] = np.minimum(rows[of_row, native.SIZE] - begin, size)
         whole = kinds[of_row, 2] != 0
         chunks[:, kernels.FIRST.value] = begin + np.where(whole, rows[of_row, native.OFFSET], 0)
-        chunks[:, kernels.GRAD_DTYPE.value] = _types(rows)[of_row, 1]
+        chunks[:, kernels.GRAD_DTYPE.value] = types_of(rows)[of_row, 1]
         chunks[:, kernels.ROW.value] = of_row
         chunks[:, kernels.BEGIN.value] = begin
         self.chunks = self.sent(chunks, self.chunks)
@@ -202,7 +201,7 @@ class Launches:
 def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """What rows of one launch have in common: types, AMSGrad, whether whole, and alignment."""
     addresses = rows[:, _ADDRESSES].copy()
-    coded = _types(rows)[:, 2] >= _INT8
+    coded = types_of(rows)[:, 2] >= CODED
     addresses[coded, native.EXP_AVG_SQ] = 0  # scales are read one by one
     aligned = (addresses % _ALIGNMENT == 0).all(1)
     whole = (rows[:, native.SIZE] <= rows[:, native.RUN]) & (rows[:, native.OFFSET] % 64 == 0)
@@ -216,25 +215,10 @@ def _launches(kinds: NDArray[np.int64], chunks: Tensor, step: Launcher) -> Itera
     for first, end in pairwise([0, *changes.tolist(), len(kinds)]):
         if end > first:
             _, amsgrad, whole, aligned = kinds[first].tolist()
-            types = _types(kinds[first : first + 1], 0)[0, :4].tolist()
+            types = types_of(kinds[first : first + 1], 0)[0, :4].tolist()
             alignment = _ALIGNMENT if aligned else 1
             alike = Alike._make([*types, bool(amsgrad), bool(whole), alignment])
             yield Launch(chunks[first:end], alike, step)
-
-
-def _types(rows: NDArray[np.int64], column: int = native.TYPES) -> NDArray[np.uint8]:
-    """Of each row the bytes of struct Types in src/core/table.hpp."""
-    return np.ascontiguousarray(rows[:, column]).view(np.uint8).reshape(-1, 8)
-
-
-def _bytes(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each row's six arrays, the bytes of 64 elements."""
-    param, grad, moments, master = _types(rows)[:, :4].T
-    compute = np.where(param == native.DTYPES["float64"], 8, 4)
-    one = np.select([moments == n for n in native.MOMENTS.values()], [compute, 2, 2, 1])
-    scales = moments >= _INT8
-    columns = [64 * _SIZES[param], 64 * _SIZES[grad], 64 * one, np.where(scales, 6, 64 * one)]
-    return np.stack([*columns, 64 * compute, 8 * master.astype(np.int64)], 1)
 
 
 def current(device: torch.device) -> Any:
