@@ -64,7 +64,7 @@ def step(
     compute = "float64" if copies[0].dtype == torch.float64 else "float32"
     coefficients = hyper.coefficients(state["step"] + 1, compute, unscale, clip)
     table = np.array([coefficients], np.float64)
-    if device.type in gpu.DEVICES:
+    if gpu.takes(device):
         from .gpu.launches import Launches
 
         Launches(rows, device).step(table)

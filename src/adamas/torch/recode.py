@@ -28,21 +28,21 @@ def format_of(param: Tensor, state: Mapping[str, Any]) -> str:
 
 
 def decoded(param: Tensor, state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """The moments that this process holds, as numbers of the parameter's shape.
+    """The moments that this process holds, as numbers of the parameter's shape and on its device.
 
     Complex parameters' are complex.
     """
+    part = local(param)
+    device = torch.device("cpu") if part.is_meta else part.device
     if "words" not in state:
-        return local(state["exp_avg"]), local(state["exp_avg_sq"])
+        return local(state["exp_avg"]).to(device), local(state["exp_avg_sq"]).to(device)
     codec = formats.CODECS[format_of(param, state)]
     words = _bytes(local(state["words"])).view(f"<u{codec.bits // 4}")
     scales = _halves(state["scales"])
-    part = local(param)
     shape = (*part.shape, 2) if part.is_complex() else part.shape
     m, v = np.zeros(words.size, np.float32), np.zeros(words.size, np.float32)
     for at, groups in _chunks(words.size):
         m[at], v[at] = codec.decode(words[at], scales[groups])
-    device = "cpu" if part.is_meta else part.device
     found = [torch.from_numpy(x).reshape(shape).to(device) for x in (m, v)]
     first, second = (torch.view_as_complex(x) if part.is_complex() else x for x in found)
     return first, second
@@ -92,7 +92,7 @@ def trained(param: Tensor, state: Mapping[str, Any]) -> Tensor:
     """The weights that are trained, as far as this process holds them: masters where there are."""
     part = local(param).detach()
     if "master" in state:
-        whole = local(state["master"])
+        whole = local(state["master"]).to(part.device)
         return torch.where(whole.to(part.dtype) == part, whole, part.to(whole.dtype))
     if "remainder" not in state:
         return part

@@ -55,7 +55,8 @@ def gather(param: Tensor, state: State) -> State:
         words, scales = local_like(words, param), local_like(scales, param)
     if scales.shape != (*part.shape, formats.SCALES):
         return state | {"words": words, "scales": scales.reshape(-1, formats.SCALES).contiguous()}
-    each = scales.reshape(-1, formats.SCALES).contiguous().view(torch.int16).numpy().view(np.uint16)
+    each = scales.reshape(-1, formats.SCALES).cpu().contiguous()
+    each = each.view(torch.int16).numpy().view(np.uint16)
     padded = np.pad(each, ((0, -len(each) % formats.GROUP), (0, 0)), "edge")
     groups = padded.reshape(-1, formats.GROUP, formats.SCALES)
     found = np.ascontiguousarray(groups[:, 0])
@@ -70,7 +71,7 @@ def _encode_anew(param: Tensor, state: State, groups: Any, mixed: Any, found: An
     """Groups whose elements have scales of their own, in place."""
     codec = formats.CODECS[format_of(param, state)]
     stored = local(state["words"])
-    words = stored.reshape(-1).numpy().view(f"<u{codec.bits // 4}")
+    words = stored.cpu().reshape(-1).numpy().view(f"<u{codec.bits // 4}")
     for i in mixed.tolist():
         at = slice(i * formats.GROUP, (i + 1) * formats.GROUP)
         own = words[at]

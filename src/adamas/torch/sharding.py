@@ -49,7 +49,10 @@ def local_like(tensor: Any, like: Any) -> Tensor:
 
         tensor = distribute_tensor(tensor, like.device_mesh, like.placements)
     elif not alike(tensor, like):
-        tensor = tensor.redistribute(like.device_mesh, like.placements)
+        # The part of an offloaded state is where the mesh's processes cannot exchange it.
+        tensor = tensor.to(like.device_mesh.device_type).redistribute(
+            like.device_mesh, like.placements
+        )
     part: Tensor = tensor.to_local()
     return part
 
@@ -94,10 +97,20 @@ def sharded_like(part: Tensor, param: Any) -> Tensor:
 
     shape = torch.Size([*param.shape, *part.shape[param.dim() :]])
     stride = torch.empty(shape, device="meta").stride()
-    made: Tensor = DTensor.from_local(
-        part, param.device_mesh, param.placements, run_check=False, shape=shape, stride=stride
+    # From a part elsewhere, as that of an offloaded state, ``from_local`` would take a copy on the
+    # mesh's device: it is wrapped as FSDP wraps offloaded parameters.
+    there = part.device.type == param.device_mesh.device_type
+    sharded: Any = DTensor
+    made = sharded.from_local(
+        part if there else part.to("meta"),
+        param.device_mesh,
+        param.placements,
+        run_check=False,
+        shape=shape,
+        stride=stride,
     )
-    return made
+    wrapped: Tensor = made if there else sharded(part, made._spec, requires_grad=False)
+    return wrapped
 
 
 def place_in_whole(param: Any) -> tuple[int, int, int] | None:

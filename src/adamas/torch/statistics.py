@@ -220,7 +220,7 @@ def weights_before(entry: Entry, hyper: Hyper) -> Tensor:
     c = hyper.coefficients(int(entry.state["step"]), "float64")
     still = {"beta1": 1.0, "one_minus_beta1": 0.0, "beta2": 1.0, "one_minus_beta2": 0.0}
     m, v = decoded(entry.param, entry.state)
-    v = local(entry.state["max_exp_avg_sq"]) if hyper.amsgrad else v
+    v = local(entry.state["max_exp_avg_sq"]).to(m.device) if hyper.amsgrad else v
     m, v = real(m).double(), real(v).double()
     zero = torch.zeros_like(m)
     without_decay = c._replace(decay=0.0, **still)
