@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 StateDict = dict[str, Any]
 
-# What a load leaves as a group has it; the formats, since they say how an optimizer keeps its
-# states, not what these are.
-_APART = ("params", "param_names", "moments", "master_bits", "format")
+# What a load leaves as a group has it; formats and places, since they say how an optimizer keeps
+# its states, not what these are.
+_APART = ("params", "param_names", "moments", "master_bits", "offload", "format")
 
 _APEX = "apex's FusedAdam without bias correction"
 _FOREIGN = {

@@ -311,7 +311,7 @@ LAYOUTS = (
         "adamas with compact moments",
         lambda groups, states: _in_any(states, "words") or _in_any(groups, "moments"),
         lambda state, group, name: _read(expanded(state, group, name), group, name),
-        own=frozenset(("moments", "master_bits", "format")),
+        own=frozenset(("moments", "master_bits", "offload", "format")),
     ),
     Layout(
         "flashoptim",

@@ -39,6 +39,7 @@ class Kind(NamedTuple):
     master_bits: int | None
     amsgrad: bool
     differentiable: bool = False
+    offload: str | None = None
 
 
 class Kept(NamedTuple):
@@ -51,20 +52,37 @@ class Kept(NamedTuple):
     """Whether it is sharded as the parameter is; scales are not."""
 
 
+def not_default(**options: Any) -> dict[str, Any]:
+    """Those options that are not the default: groups without are torch.optim's to the last key."""
+    defaults = {"moments": "float32", "master_bits": None, "offload": None}
+    return {key: value for key, value in options.items() if value != defaults[key]}
+
+
 def kind_of(group: dict[str, Any]) -> Kind:
     """A group's formats.
 
     Raises:
         ValueError: they are unknown, or cannot be differentiated through.
     """
-    moments = group.get("moments", "float32")
+    moments, offload = group.get("moments", "float32"), group.get("offload")
     formats.check(moments, group.get("master_bits"))
     if group["differentiable"] and moments != "float32":
         raise ValueError(
             f"moments must be 'float32' with differentiable=True, got {moments!r}: rounding has no "
             "derivative"
         )
-    return Kind(moments, group.get("master_bits"), group["amsgrad"], group["differentiable"])
+    if offload not in (None, "cpu"):
+        raise ValueError(
+            f"offload must be 'cpu' or None, got {offload!r}: 'cpu' keeps the state of parameters "
+            "on a GPU in the host's memory, None beside them"
+        )
+    if group["differentiable"] and offload is not None:
+        raise ValueError(
+            f"offload must be None with differentiable=True, got {offload!r}: autograd does not "
+            "record what the host steps"
+        )
+    own = group["amsgrad"], group["differentiable"]
+    return Kind(moments, group.get("master_bits"), *own, offload)
 
 
 def kept(param: Tensor, kind: Kind) -> dict[str, Kept]:

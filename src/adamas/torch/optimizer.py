@@ -15,7 +15,7 @@ from .conditions import factors_of, outcome_on, request_of
 from .footprint import Memory
 from .gpu import Outcome, Request, needs
 from .hyperparameters import check_clipping, check_own, hyper_of
-from .kinds import kept, kind_of
+from .kinds import kept, kind_of, not_default
 from .plan import Plan, held, ready
 from .state import check_trainable
 from .statistics import Found, History, Statistics
@@ -56,6 +56,8 @@ class Adam(Optimizer):
         master_bits: of the weights that are trained where parameters have 16 bits: 32 (the
             default) has the bits of training float32 weights whose rounding the model sees, 24
             keeps one byte beside a bfloat16 parameter, 16 nothing.
+        offload: "cpu" keeps the state of parameters on a GPU in the host's pinned memory, and has
+            the core step them; parameters on the CPU, and views with gaps, it leaves as they are.
         skip_nonfinite: leave everything as it is, step counts too, where an element of any
             gradient is infinite or NaN.
 
@@ -80,7 +82,6 @@ class Adam(Optimizer):
     skip_nonfinite: bool
     last_grad_norm: float | Tensor | None
     skipped_steps: int | Tensor
-    _history: History
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class Adam(Optimizer):
         skip_nonfinite: bool = False,
         moments: str = "float32",
         master_bits: int | None = None,
+        offload: str | None = None,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(
@@ -124,9 +126,7 @@ class Adam(Optimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        # Only where they are not the default: then groups are torch.optim's to the last key.
-        given: dict[str, Any] = {"moments": moments, "master_bits": master_bits}
-        defaults.update({k: v for k, v in given.items() if v != _DEFAULT_FORMATS[k]})
+        defaults |= not_default(moments=moments, master_bits=master_bits, offload=offload)
         hyper_of(defaults)
         kind_of(defaults)
         super().__init__(params, defaults)
@@ -361,6 +361,7 @@ class AdamW(Adam):
         skip_nonfinite: bool = False,
         moments: str = "float32",
         master_bits: int | None = None,
+        offload: str | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -379,14 +380,13 @@ class AdamW(Adam):
             skip_nonfinite=skip_nonfinite,
             moments=moments,
             master_bits=master_bits,
+            offload=offload,
         )
 
     def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
         """As ``Adam.complete_group``; the decay stays decoupled, wherever the group is from."""
         return super().complete_group(group | {"decoupled_weight_decay": True})
 
-
-_DEFAULT_FORMATS = {"moments": "float32", "master_bits": None}
 
 # Attributes beyond torch.optim's, and their values where a pickled optimizer lacks them.
 _OWN: dict[str, Any] = {

@@ -15,7 +15,9 @@ from ..hyper import Hyper
 from ..interrupts import deferred
 from . import copied, cpu, gpu, plain
 from .gpu import Needs
+from .gpu.offload import Offload
 from .gradnorm import Part, rows_of, squared_norm
+from .home import offloads
 from .hyperparameters import hyper_of
 from .kinds import Kind, kept, kind_of, ordered
 from .layout import is_plain
@@ -64,12 +66,13 @@ class Plan:
         kinds = [kind_of(group) for group in groups]
         entries = list(_entries(groups, kinds, states, needs.counts))
         takes = [_taken_on(e.param, kinds[e.group]) for e in entries]
-        self._plain = [e for e, device in zip(entries, takes, strict=True) if device is None]
+        self._plain = [e for e, place in zip(entries, takes, strict=True) if place is None]
         self._tables: list[Table] = []
-        for device in dict.fromkeys(takes):
-            if device is not None:
-                on_it = [e for e, taken in zip(entries, takes, strict=True) if taken == device]
+        for place in dict.fromkeys(takes):
+            if place is not None:
+                on_it = [e for e, taken in zip(entries, takes, strict=True) if taken == place]
                 self._tables.append(Table(on_it, kinds))
+        self._away = {table: Offload(table) for table in self._tables if _is_away(table)}
         self._on_gpu = {table: _executor(table) for table in self._tables if _is_on_gpu(table)}
         self._fast = [entry for table in self._tables for entry in table.entries]
         # Each table has looked at its own; these may share memory with them, too.
@@ -145,7 +148,7 @@ class Plan:
         for table in self._tables:
             there = table.steps >= 0
             own, kept = table.rows, list[Tensor]()
-            if table in self._on_gpu:
+            if table in self._on_gpu or table in self._away:
                 own = native.table(len(table.rows))
                 own[there], kept = rows_of(
                     [local(table.grad(i)) for i in np.flatnonzero(there).tolist()]
@@ -243,9 +246,13 @@ class Plan:
         self, hypers: list[Hyper], unscale: float, clip: float, measure: bool
     ) -> list[Found]:
         wanted = [table.coefficients(hypers, unscale, clip) for table in self._tables]
+        for away in self._away.values():
+            away.prepare()
         found = []
         for table, coefficients in zip(self._tables, wanted, strict=True):
-            if table in self._on_gpu:
+            if table in self._away:
+                found += self._away[table].step(coefficients, measure)
+            elif table in self._on_gpu:
                 found += self._on_gpu[table].step(coefficients, unscale, measure)
             else:
                 found += cpu.step(table, coefficients, measure)
@@ -292,7 +299,7 @@ def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) ->
     new = [
         (param, kinds[number])
         for param, (_, number) in found.items()
-        if not states.get(param) and is_plain(param)
+        if not (states.get(param) or offloads(param, kinds[number])) and is_plain(param)
     ]
     made = dict(zip((param for param, _ in new), zero_states(new), strict=True))
     for param, (name, number) in found.items():
@@ -319,17 +326,21 @@ def _places(entry: Entry, kind: Kind) -> list[tuple[Any, ...]]:
     return [(address(t), t.shape, t.stride() if address(t) else ()) for t in tensors]
 
 
-def _taken_on(param: Tensor, kind: Kind) -> torch.device | None:
-    """The device on which a parameter is stepped where it lies, None if it is not."""
-    part = local(param)
-    fast = part.device.type == "cpu" or gpu.takes(part.device)
+def _taken_on(param: Tensor, kind: Kind) -> tuple[torch.device, bool] | None:
+    """Where a parameter is that a table takes as it lies, and whether its state is away from it."""
+    part, away = local(param), offloads(param, kind)
+    fast = away or part.device.type == "cpu" or gpu.takes(part.device)
     if not fast or kind.differentiable or not is_plain(part):
         return None
-    return part.device if part.is_contiguous() or not ordered(param, kind) else None
+    return (part.device, away) if part.is_contiguous() or not ordered(param, kind) else None
+
+
+def _is_away(table: Table) -> bool:
+    return offloads(table.params[0], table.kinds[0])
 
 
 def _is_on_gpu(table: Table) -> bool:
-    return gpu.takes(local(table.params[0]).device)
+    return not _is_away(table) and gpu.takes(local(table.params[0]).device)
 
 
 def _executor(table: Table) -> Executor:
@@ -341,7 +352,7 @@ def _executor(table: Table) -> Executor:
 def _is_of(group: dict[str, Any], kind: Kind) -> bool:
     """Whether a group still has these formats, without checking them."""
     found = group.get("moments", "float32"), group.get("master_bits"), group["amsgrad"]
-    return (*found, group["differentiable"]) == kind
+    return (*found, group["differentiable"], group.get("offload")) == kind
 
 
 def _recorded(group: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .home import home, is_home, offloads
 from .kinds import Kept, Kind
 from .kinds import kept as kept_beside
 from .layout import is_dense, lies_like
@@ -32,7 +33,7 @@ _OF_FORMATS = ("exp_avg", "exp_avg_sq", "words", "scales", "remainder", "master"
 
 def zero_state(param: Tensor, kind: Kind) -> State:
     """The state before the first step, its full moments laid out in memory as the parameter is."""
-    tensors = {key: _zeros(param, kept) for key, kept in kept_beside(param, kind).items()}
+    tensors = {key: _zeros(param, kept, kind) for key, kept in kept_beside(param, kind).items()}
     return {"step": 0} | tensors
 
 
@@ -55,11 +56,12 @@ def zero_states(params: list[tuple[Tensor, Kind]]) -> list[State]:
     return states
 
 
-def _zeros(param: Tensor, kept: Kept) -> Tensor:
-    if kept.shape == tuple(local(param).shape):
+def _zeros(param: Tensor, kept: Kept, kind: Kind) -> Tensor:
+    if kept.shape == tuple(local(param).shape) and not offloads(param, kind):
         return torch.zeros_like(param, dtype=kept.dtype, requires_grad=False)
     strides = _strides(local(param), kept)
-    part = torch.empty_strided(kept.shape, strides, dtype=kept.dtype, device=param.device).zero_()
+    where = home(param, kind)
+    part = torch.empty_strided(kept.shape, strides, dtype=kept.dtype, **where).zero_()
     return sharded_like(part, param) if kept.sharded and is_sharded(param) else part
 
 
@@ -163,7 +165,7 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
         if key not in ("exp_avg", "exp_avg_sq", "words", "scales") and value is None:
             # AMSGrad was switched on after the first steps; without the rest of a master weight
             # the parameter is all there is of it.
-            value = _zeros(param, kept)
+            value = _zeros(param, kept, kind)
         if key == "remainder" and isinstance(value, Tensor):
             value = _resized(value, kept)
         if not isinstance(value, Tensor) or tuple(local(value).shape) != kept.shape:
@@ -172,8 +174,8 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
                 f"the state of {name} must have {key} of shape {kept.shape}, got {got}: "
                 "it is of another model or another optimizer"
             )
-        if not _fits(value, param, kept):
-            source, value = value, _zeros(param, kept)
+        if not (is_home(value, param, kind) and _fits(value, param, kept)):
+            source, value = value, _zeros(param, kept, kind)
             local(value).copy_(local_like(source, value))
         checked[key] = value
     same = state.keys() == checked.keys() and all(state[key] is checked[key] for key in checked)
@@ -181,8 +183,8 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
 
 
 def _fits(value: Tensor, param: Tensor, kept: Kept) -> bool:
-    """Whether a tensor of a state is of its dtype, and lies where, and as, it must."""
-    if value.dtype != kept.dtype or value.device != param.device:
+    """Whether a tensor of a state is of its dtype, and lies as it must."""
+    if value.dtype != kept.dtype:
         return False
     if kept.shape != tuple(local(param).shape):
         like = torch.empty_strided(kept.shape, _strides(local(param), kept), device="meta")

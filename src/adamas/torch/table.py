@@ -155,6 +155,10 @@ class Table:
         assert grad is not None, "the look has just found it"
         return grad
 
+    def read(self, i: int) -> Tensor:
+        """That gradient as a step reads it: lying as the parameter, or a copy that does."""
+        return self._copies[i] if i in self._copies else local(self.grad(i))
+
     def _take(self, i: int, grad: Tensor) -> None:
         """Lets the core read a gradient of another type, or a copy that lies as the parameter."""
         param = self.params[i]
