@@ -22,6 +22,7 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
         "fsdp2_training",
         "fsdp2_in_backward",
         "tensor_parallel",
+        "offloaded_shards",
         "gradients_sharded_otherwise",
         "gradients_to_be_added_up",
         "local_tensors_that_move",
@@ -33,7 +34,14 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
         "save_compact_checkpoint",
         "load_compact_checkpoint",
     ],
-    4: ["fsdp2", "fsdp2_clipping", "two_dimensions", "load_checkpoint", "load_compact_checkpoint"],
+    4: [
+        "fsdp2",
+        "fsdp2_clipping",
+        "offloaded_shards",
+        "two_dimensions",
+        "load_checkpoint",
+        "load_compact_checkpoint",
+    ],
     1: ["fsdp2", "load_checkpoint", "load_compact_checkpoint"],
 }
 WORKERS = Path(__file__).parent / "workers.py"

@@ -38,7 +38,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 from adamas import norm
-from adamas.torch import Adam, AdamW, step_in_backward
+from adamas.torch import Adam, AdamW, gpu, step_in_backward
+from adamas.torch.gpu import offload
+from adamas.torch.sharding import local, sharded_like
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True}
 
@@ -203,6 +205,45 @@ def tensor_parallel() -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     model = parallelize_module(Model(), mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
     follow(model, Model(), max_grad_norm=0.7)
+
+
+def offloaded_shards() -> None:
+    """In chunks that cut runs of the whole tensor; the CPU stands for a GPU."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "DEVICES", {"cpu"})
+        patch.setattr(gpu, "_is_installed", lambda: False)
+        patch.setattr(offload, "CHUNK", 4096)
+        for dtype, moments in ((torch.bfloat16, "float32"), (torch.bfloat16, "int8")):
+            found = []
+            for where in (None, "cpu"):
+                torch.manual_seed(0)
+                shapes = [((37, 300), 1), ((3, 5001), 1), ((70, 33), 0)]
+                params = [
+                    nn.Parameter(distribute_tensor(torch.randn(s).to(dtype), mesh, [Shard(dim)]))
+                    for s, dim in shapes
+                ]
+                options: dict[str, Any] = {"master_bits": 24, "moments": moments}
+                optimizer = AdamW(params, lr=0.05, max_grad_norm=0.7, offload=where, **options)
+                for step in range(4):
+                    for number, p in enumerate(params):
+                        torch.manual_seed(10 * step + number)
+                        grad = torch.randn(p.shape).to(dtype)
+                        p.grad = distribute_tensor(grad, mesh, p.placements)
+                    optimizer.step()
+                    if step == 1:
+                        optimizer.load_state_dict(optimizer.state_dict())
+                plan = optimizer._plan
+                assert bool(plan and plan._away) == bool(where)
+                states = [local(v) for p in params for v in optimizer.state[p].values()]
+                found.append([local(p.detach()) for p in params] + states)
+            for one, other in zip(*found, strict=True):
+                assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    # From elsewhere than the mesh's devices a part stays where it is.
+    p = distribute_tensor(torch.ones(7, 3), mesh, [Shard(0)])
+    away = sharded_like(local(p).to("meta"), p)
+    assert local(away).is_meta
+    assert (away.shape, away.placements) == (p.shape, p.placements)
 
 
 def gradients_sharded_otherwise() -> None:

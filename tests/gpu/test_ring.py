@@ -1,0 +1,139 @@
+"""How a table is cut into chunks, and the order in which they go round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adamas import native
+from adamas.torch import AdamW, gpu
+from adamas.torch.gpu import chunks, offload, ring
+from adamas.torch.gpu.chunks import cuts, place
+
+
+def index_in_whole(row: Any, k: Any) -> Any:
+    offset, run, stride = row[[native.OFFSET, native.RUN, native.STRIDE]].tolist()
+    return offset + (k // run) * stride + k % run
+
+
+@pytest.mark.parametrize("most", [128, 192, 320, 1024])
+@pytest.mark.parametrize("offset", [0, 77])
+def test_pieces_say_where_they_lie_in_the_whole(most: int, offset: int) -> None:
+    """Runs of all lengths about those of groups and pieces, ends of rows everywhere."""
+    row = np.zeros(native.COLUMNS, np.int64)
+    for run in [*range(1, 400), 1000, 1023, 1025, (1 << 63) - 1]:
+        for size in (1, 63, 64, 65, 5 * most - 1, 5 * most, 5 * most + 1, 7001):
+            row[[native.OFFSET, native.RUN, native.STRIDE]] = offset, run, min(run, 10**6) + 13
+            end = 0
+            for begin, stop in cuts(size, run, most):
+                assert begin == end
+                assert begin % 64 == 0
+                end = stop
+                assert stop - begin <= max(most + 127, 64 * 192)
+                k = np.arange(stop - begin)
+                piece = row.copy()
+                piece[[native.OFFSET, native.RUN, native.STRIDE]] = place(row, begin)
+                assert piece[native.RUN] > 0
+                whole = index_in_whole(row, begin + k)
+                assert np.array_equal(index_in_whole(piece, k), whole), (run, size, begin)
+            assert end == size
+
+
+def test_long_runs_make_few_pieces() -> None:
+    assert len(list(cuts(10**8, 10**7 + 1, 4 << 20))) < 40
+    assert len(list(cuts(10**8, (1 << 63) - 1, 4 << 20))) == 24
+
+
+class Late:
+    """Stands for ``torch.cuda``: a copy is done when somebody waits for it, and not before."""
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.waiting: list[Callable[[], object]] = []
+            self.done = 0
+
+        def wait_event(self, event: Late.Event) -> None:
+            self.waiting.append(event.reach())
+
+        def wait_stream(self, stream: Late.Stream) -> None:
+            self.waiting.append(stream.reach(len(stream.waiting)))
+
+        def reach(self, end: int) -> Callable[[], None]:
+            def run() -> None:
+                while self.done < end:
+                    self.done += 1
+                    self.waiting[self.done - 1]()
+
+            return run
+
+    class Event:
+        stream: Late.Stream | None = None
+        end = 0
+
+        def record(self, stream: Late.Stream) -> None:
+            self.stream, self.end = stream, len(stream.waiting)
+
+        def reach(self) -> Callable[[], None]:
+            return self.stream.reach(self.end) if self.stream else lambda: None
+
+        def synchronize(self) -> None:
+            self.reach()()
+
+    class Current(Stream):
+        """Does all at once, as the CPU does what is not copied by the ring."""
+
+        def wait_stream(self, stream: Late.Stream) -> None:
+            stream.reach(len(stream.waiting))()
+
+    current_stream = Current
+
+    class stream(TorchDispatchMode):
+        def __init__(self, stream: Late.Stream) -> None:
+            super().__init__()
+            self.target = stream
+
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            if "copy_" not in str(function):
+                return function(*args, **kwargs or {})
+            self.target.waiting.append(lambda: function(*args, **kwargs or {}))
+            return None if "foreach" in str(function) else args[0]
+
+
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+def test_copies_as_late_as_can_be(moments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read before it has come, or written over before it has gone."""
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    monkeypatch.setattr(gpu, "_is_installed", lambda: False)
+    monkeypatch.setattr(offload, "CHUNK", 4096)
+    monkeypatch.setattr(chunks, "SMALL", 600)
+    monkeypatch.setattr(ring, "_Host", Late)
+    monkeypatch.setattr(ring, "_RINGS", {})
+    torch.manual_seed(0)
+    shapes = [(n,) for n in (3000, 5, 70, 0, 400, 1, 999, 64, 5000, *range(50))]
+    params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    away, plain = AdamW(params, moments=moments, offload="cpu"), AdamW(twins, moments=moments)
+    for t in range(4):
+        for i, (p, q) in enumerate(zip(params, twins, strict=True)):
+            torch.manual_seed(100 * t + i)
+            q.grad = torch.randn(p.shape)
+            p.grad = q.grad.clone()
+        away.step()
+        for p in params:
+            assert isinstance(p.grad, Tensor)
+            p.grad.fill_(float("nan"))
+        plain.step()
+        assert all(map(torch.equal, params, twins))
+    assert away._plan is not None
+    (executor,) = away._plan._away.values()
+    assert len(executor._chunks) > 10
+    for one in (executor._ring._down, executor._ring._up):
+        assert one.done == len(one.waiting) > 100
