@@ -16,7 +16,7 @@ class _Slot:
 
     def __init__(self, size: int, device: torch.device) -> None:
         room = max(4096, 1 << (size - 1).bit_length())  # so that growing tables need few
-        self._buffer = torch.empty(room, dtype=torch.uint8, pin_memory=True)
+        self._buffer = torch.empty(room, dtype=torch.uint8, device="cpu", pin_memory=True)
         self._array = self._buffer.numpy()
         self._source: Tensor | None = None
         self.read = torch.get_device_module(device).Event()
