@@ -15,7 +15,7 @@ train: $(INSTALLED)
 	$(BIN)/adamas train $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 # Thousands of random sequences beside torch.optim, for a run overnight.
 nightly: $(INSTALLED)
