@@ -39,7 +39,7 @@ _BESIDE = tl.constexpr((tl.uint8, tl.uint8, tl.uint16, None, tl.float32))
 @jit_with(do_not_specialize=["count", "rows"])
 def place_gradients(
     chunks: tl.tensor, placed: tl.tensor, count: tl.tensor, rows: tl.tensor, BLOCK: tl.constexpr
-) -> tl.tensor:
+) -> None:
     """Tells chunks where their gradients lie, and which coefficients are theirs.
 
     Args:
