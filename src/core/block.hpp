@@ -95,6 +95,8 @@ class Placed {
     }
   }
 
+  bool whole() const { return whole_; }
+
   // Of the group whose elements begin at this one of the block.
   const std::uint32_t* first(int at) const {
     return whole_ ? dithers_.first(index_ + at) : first_ + at;
@@ -147,6 +149,42 @@ inline void store_moments(const Row& row, const float* m, const float* v, const 
   }
 }
 
+// Fetches into the cache what of a row comes a block later. The processor does so by itself, but
+// not across pages, and begins anew in each of a handful of arrays; so it does not keep up where
+// there is more to do than in a plain loop.
+class Ahead {
+ public:
+  // `bytes` are those of a group of each array.
+  Ahead(const Row& part, const int* bytes) {
+    for (int i = 0; i < array_count; ++i)
+      if (bytes[i])
+        streams_[count_++] = {static_cast<const char*>(part.arrays[i]) + most_groups * bytes[i],
+                              bytes[i]};
+  }
+
+  // What is a block beyond group i. Inlined, or else g++ takes it for a call without effect and
+  // leaves it out.
+  __attribute__((always_inline)) void fetch(int i) const {
+    for (int k = 0; k < count_; ++k) {
+      const int bytes = streams_[k].bytes;
+      const char* const from = streams_[k].from + i * bytes;
+      __builtin_prefetch(from);
+      if (bytes >= 128) __builtin_prefetch(from + 64);
+      if (bytes < 256) continue;
+      __builtin_prefetch(from + 128);
+      __builtin_prefetch(from + 192);
+    }
+  }
+
+ private:
+  struct Stream {
+    const char* from;
+    int bytes;
+  };
+  Stream streams_[array_count];
+  int count_ = 0;
+};
+
 // The arrays of one block of a row after the other: of up to eight whole groups, and last the
 // elements of a group that is not whole, in copies that are filled up with zeros, which change no
 // scale.
@@ -172,6 +210,8 @@ class Window {
     }
     return tail_;
   }
+
+  Ahead ahead() const { return {part_, bytes_}; }
 
   void close() {
     for (int i = 0; i < array_count; ++i) {

@@ -3,6 +3,7 @@
 #include <cfloat>
 
 #include "block.hpp"
+#include "coded.hpp"
 #include "rule.hpp"
 #include "table.hpp"
 
@@ -20,14 +21,6 @@ Coefficients<T> rounded(const double* from) {
                 "as wide as the table, but for the step's number");
   return {T(from[0]), T(from[1]), T(from[2]), T(from[3]), T(from[4]),  T(from[5]),
           T(from[6]), T(from[7]), T(from[8]), T(from[9]), T(from[10]), T(from[11])};
-}
-
-// The same where these terms are off anyway, and the compiler shall know it.
-template <class T>
-Coefficients<T> without_extras(Coefficients<T> c) {
-  c.l2 = c.maximize = 0;
-  c.unscale = c.clip = 1;
-  return c;
 }
 
 template <class T>
@@ -105,7 +98,6 @@ struct Stage {
   alignas(64) float params[block], grads[block], first[block], second[block];
   float *p, *m, *v, *v_max;
   const float* g;
-  Span spans[most_groups];
 
   void open(const Row& part, int size) {
     const bool full = part.types.moments == Moments::full;
@@ -125,89 +117,75 @@ struct Stage {
   }
 };
 
-// What encoding needs to know of a group's moments is found where they are stepped, while square
-// roots and divisions keep the processor waiting.
-template <bool amsgrad, bool usual, int bits>
-void step_group(const typename Codec<bits>::Word* __restrict words, const std::uint16_t* scales,
-                Stage& s, int i, const Coefficients<float>& given) {
-  const auto c = usual ? without_extras(given) : given;
-  const typename Codec<bits>::Decoder decode(scales);
-  float* __restrict p = s.p + i * group;
-  const float* __restrict g = s.g + i * group;
-  float* __restrict m = s.first + i * group;
-  float* __restrict v = s.second + i * group;
-  float* __restrict v_max = amsgrad ? s.v_max + i * group : nullptr;
-  Span span;
-  for (int j = 0; j < group; ++j) {
-    float unused = 0, first, second;
-    decode(words[j], first, second);
-    adam<amsgrad>(p[j], g[j], first, second, amsgrad ? v_max[j] : unused, c);
-    m[j] = first;
-    v[j] = second;
-    span.add(second, g[j]);
-  }
-  s.spans[i] = span;
-}
-
-// While one group is stepped, which waits for square roots and divisions, the v of that before it
-// is written, and the m of that before, so that no group waits for what is found of itself.
-template <bool amsgrad, bool usual, int bits>
-void step_coded(const Row& part, Stage& s, int groups, const Placed& dithers,
-                const Coefficients<float>& c) {
-  auto* words = static_cast<typename Codec<bits>::Word*>(part.arrays[exp_avg]);
-  auto* scales = static_cast<std::uint16_t*>(part.arrays[exp_avg_sq]);
-  typename Codec<bits>::Encoder encoders[2];
-  for (int i = 0; i < groups + 2; ++i) {
-    if (i < groups)
-      step_group<amsgrad, usual, bits>(words + i * group, scales + i * scale_count, s, i, c);
-    if (const int k = i - 1, at = k * group; 0 <= k && k < groups)
-      encoders[k % 2].write_v(s.first + at, s.second + at, s.spans[k], dithers.levels(at),
-                              words + at, scales + k * scale_count);
-    if (const int k = i - 2, at = k * group; 0 <= k)
-      encoders[k % 2].write_m(s.g + at, dithers.second(at), dithers.scale(at), words + at,
-                              scales + k * scale_count);
-  }
-}
-
-template <bool amsgrad, bool usual>
-void step_stage(const Row& part, Stage& s, int groups, const Placed& dithers,
-                const Coefficients<float>& c) {
-  if (part.types.moments == Moments::int8)
-    step_coded<amsgrad, usual, 8>(part, s, groups, dithers, c);
-  else if (part.types.moments == Moments::int4)
-    step_coded<amsgrad, usual, 4>(part, s, groups, dithers, c);
-  else
+// Moments in float32, or read into it.
+struct Uncoded {
+  template <bool amsgrad, bool usual>
+  void step(const Row&, Stage& s, int groups, const Placed&, const Ahead&,
+            const Coefficients<float>& c) {
     loop<amsgrad, usual>(s.p, s.g, s.m, s.v, s.v_max, c, groups * group);
-}
+  }
+  void go_on(const float*, const Placed&) {}
+  void drain() {}
+};
+
+template <int bits>
+struct Coded : Coder<bits> {
+  template <bool amsgrad, bool usual>
+  void step(const Row& part, Stage& s, int groups, const Placed& dithers, const Ahead& ahead,
+            const Coefficients<float>& c) {
+    Coder<bits>::template step<amsgrad, usual>(part, {s.p, s.v_max, s.g}, groups, dithers, ahead,
+                                               c);
+    s.m = this->stepped().m;
+    s.v = this->stepped().v;
+  }
+};
 
 // Everything else goes through blocks of float32: what a row keeps is read into one, stepped there,
 // and written back. So each type and format is a way in and a way out, and there is one loop.
-template <bool amsgrad>
+template <bool amsgrad, class Way>
 void blocks(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
             Measures* found) {
   const auto c = rounded<float>(coefficients);
   const bool usual = is_usual(c);
   const Dithers dithers(static_cast<std::uint32_t>(static_cast<std::int64_t>(coefficients[12])));
   Stage s;
+  Way way;
   alignas(64) float before[block];
   Window window(row, begin);
   while (begin < end) {
     const Row& part = window.open(end - begin);
     const int groups = static_cast<int>((part.size + group - 1) / group), size = groups * group;
     const Placed placed(dithers, row, begin, size);
+    const Ahead ahead = window.ahead();
     s.open(part, size);
     if (found) __builtin_memcpy(before, s.p, sizeof(float) * size);
     if (usual)
-      step_stage<amsgrad, true>(part, s, groups, placed, c);
+      way.template step<amsgrad, true>(part, s, groups, placed, ahead, c);
     else
-      step_stage<amsgrad, false>(part, s, groups, placed, c);
+      way.template step<amsgrad, false>(part, s, groups, placed, ahead, c);
     s.close(part, placed, groups);
     if (found) {
       if (s.p == s.params) load_param(part, size, s.params);
       measure<float>(before, s.p, s.g, s.m, s.v, c.unscale, part.size, *found);
     }
+    way.go_on(s.g, placed);
     begin += part.size;
+    // What is on its way must not outlive its dithers, nor the window's copy of a tail.
+    if (begin == end || !placed.whole()) way.drain();
     window.close();
+  }
+}
+
+template <bool amsgrad>
+void blocks(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
+            Measures* found) {
+  switch (row.types.moments) {
+    case Moments::int8:
+      return blocks<amsgrad, Coded<8>>(row, coefficients, begin, end, found);
+    case Moments::int4:
+      return blocks<amsgrad, Coded<4>>(row, coefficients, begin, end, found);
+    default:
+      return blocks<amsgrad, Uncoded>(row, coefficients, begin, end, found);
   }
 }
 

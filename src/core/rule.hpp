@@ -15,6 +15,14 @@ struct Coefficients {
       maximize, unscale, clip;
 };
 
+// The same where these terms are off anyway, and the compiler shall know it.
+template <class T>
+Coefficients<T> without_extras(Coefficients<T> c) {
+  c.l2 = c.maximize = 0;
+  c.unscale = c.clip = 1;
+  return c;
+}
+
 inline float sqrt(float x) { return __builtin_sqrtf(x); }
 inline double sqrt(double x) { return __builtin_sqrt(x); }
 
