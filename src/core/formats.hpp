@@ -145,21 +145,39 @@ template <class Rest>
 void split(const float* __restrict x, const std::uint32_t* __restrict dither,
            std::uint16_t* __restrict weights, Rest* __restrict rest) {
   constexpr bool rounds = sizeof(Rest) == 1;
+  ADAMAS_INDEPENDENT
   for (int j = 0; j < group; ++j) {
-    auto bits = static_cast<std::uint32_t>(is_nan(bits_of(x[j])) ? nan_bits : bits_of(x[j]));
-    if (rounds) bits += is_nan(static_cast<std::int32_t>(bits)) ? 0 : dither[j] >> 8;
+    const auto exact = static_cast<std::uint32_t>(bits_of(x[j]));
+    const std::uint32_t rounded = exact + (rounds ? dither[j] >> 8 : 0);
+    const std::uint32_t bits = x[j] == x[j] ? rounded : static_cast<std::uint32_t>(nan_bits);
     weights[j] = static_cast<std::uint16_t>((bits + 0x8000) >> 16);
     rest[j] = static_cast<Rest>(bits >> (rounds ? 8 : 0));
   }
 }
 
+template <int bytes>
+struct SignedOf;
+template <>
+struct SignedOf<1> {
+  using type = std::int8_t;
+};
+template <>
+struct SignedOf<2> {
+  using type = std::int16_t;
+};
+
+// The weight was rounded up where the first bit of the rest is set: so the rest, read as a signed
+// number, is what to add.
 template <class Rest>
 void join(const std::uint16_t* __restrict weights, const Rest* __restrict rest, int size,
           float* __restrict x) {
+  using Signed = typename SignedOf<sizeof(Rest)>::type;
+  constexpr std::int32_t unit = sizeof(Rest) == 1 ? 1 << 8 : 1;
+  ADAMAS_INDEPENDENT
   for (int j = 0; j < size; ++j) {
-    const std::uint32_t low = static_cast<std::uint32_t>(rest[j]) << (sizeof(Rest) == 1 ? 8 : 0);
-    const std::uint32_t bits = static_cast<std::uint32_t>(weights[j]) << 16 | low;
-    x[j] = float_of(static_cast<std::int32_t>(bits - ((low & 0x8000) << 1)));
+    const auto low = static_cast<std::uint32_t>(static_cast<Signed>(rest[j]) * unit);
+    x[j] =
+        float_of(static_cast<std::int32_t>((static_cast<std::uint32_t>(weights[j]) << 16) + low));
   }
 }
 
