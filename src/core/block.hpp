@@ -149,6 +149,14 @@ inline void store_moments(const Row& row, const float* m, const float* v, const 
   }
 }
 
+// Fetches 64 elements into the cache. Inlined, or else g++ takes it for a call without effect and
+// leaves it out.
+template <class T>
+__attribute__((always_inline)) inline void fetch_group(const T* from) {
+  for (int line = 0; line < group; line += 64 / static_cast<int>(sizeof(T)))
+    __builtin_prefetch(from + line);
+}
+
 // Fetches into the cache what of a row comes a block later. The processor does so by itself, but
 // not across pages, and begins anew in each of a handful of arrays; so it does not keep up where
 // there is more to do than in a plain loop.
@@ -162,8 +170,7 @@ class Ahead {
                               bytes[i]};
   }
 
-  // What is a block beyond group i. Inlined, or else g++ takes it for a call without effect and
-  // leaves it out.
+  // What is a block beyond group i. Inlined, as above.
   __attribute__((always_inline)) void fetch(int i) const {
     for (int k = 0; k < count_; ++k) {
       const int bytes = streams_[k].bytes;
