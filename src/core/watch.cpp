@@ -58,6 +58,23 @@ nb::object slot(const nb::object& descriptor, PyObject* object) {
 
 }  // namespace
 
+// After a step over more memory than the caches hold, what a look reads of each tensor is in memory
+// again, in some dozens of places one behind the other; fetching them ahead shortens the look.
+void Watch::fetch(std::size_t i) const {
+  if (i >= parameters_.size()) return;
+  const auto fetch_tensor = [](const Place& place) {
+    // Shape and strides lie within the framework's own tensor; the lines are never followed.
+    for (int line = -2; line <= 1; ++line)
+      __builtin_prefetch(static_cast<const char*>(place.shape) + 64 * line);
+  };
+  const Parameter& parameter = parameters_[i];
+  __builtin_prefetch(parameter.tensor.ptr());
+  __builtin_prefetch(parameter.state.ptr());
+  fetch_tensor(parameter.place);
+  for (std::size_t k = i ? parameters_[i - 1].items_end : 0; k < parameter.items_end; ++k)
+    if (items_[k].moment) fetch_tensor(items_[k].place);
+}
+
 Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::list moments,
              nb::object shim, nb::object wrapper)
     : exchange_api_(exchange_api), wrapper_(wrapper) {
@@ -171,23 +188,6 @@ PyObject* Watch::step_of(std::size_t i) const {
     if (item->moment && !stays(*item, value)) return nullptr;
   }
   return item == end ? count : nullptr;
-}
-
-// After a step over more memory than the caches hold, what a look reads of each tensor is in memory
-// again, in some dozens of places one behind the other; fetching them ahead halves the look.
-void Watch::fetch(std::size_t i) const {
-  if (i >= parameters_.size()) return;
-  const auto fetch_tensor = [](const Place& place) {
-    // Shape and strides lie within the framework's own tensor; the lines are never followed.
-    for (int line = -2; line <= 1; ++line)
-      __builtin_prefetch(static_cast<const char*>(place.shape) + 64 * line);
-  };
-  const Parameter& parameter = parameters_[i];
-  __builtin_prefetch(parameter.tensor.ptr());
-  __builtin_prefetch(parameter.state.ptr());
-  fetch_tensor(parameter.place);
-  for (std::size_t k = i ? parameters_[i - 1].items_end : 0; k < parameter.items_end; ++k)
-    if (items_[k].moment) fetch_tensor(items_[k].place);
 }
 
 void Watch::fill(Matrix<std::int64_t, row_columns> rows) const {

@@ -79,7 +79,8 @@ class Watch {
   void add_items(PyObject* state, nanobind::handle moments, nanobind::handle make_handle);
   bool stays(const Item& item, PyObject* value) const;
   PyObject* step_of(std::size_t i) const;
-  void fetch(std::size_t i) const;
+  // Inlined, or else g++ takes it for a call without effect and leaves it out.
+  __attribute__((always_inline)) inline void fetch(std::size_t i) const;
   bool suspicious(const Place& gradient) const;
 
   nanobind::capsule exchange_api_;
