@@ -145,6 +145,7 @@ class Table:
     def forget(self) -> None:
         """Lets go of what the last look has found of gradients."""
         self._copies.clear()
+        self.changed |= bool(self._other)
         for i in self._other:
             self.rows[i, native.TYPES] = self._types[i]
         self._other.clear()
