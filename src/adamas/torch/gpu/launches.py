@@ -157,12 +157,13 @@ class Launches:
         kinds = _kinds(rows)
         if not np.array_equal(kinds, self._kinds):
             self._build(kinds)
-        self._placed = np.ascontiguousarray(placed)
-        self.placed = self.sent(self._placed, self.placed)
+        placed = np.ascontiguousarray(placed)
+        self.placed = self.sent(placed, self.placed)
         self.captured |= is_capturing(self.device)
         if count := len(self.chunks):
             arguments = self.chunks, self.placed, count, len(rows)
             self._place(-(-count // _BLOCK), arguments, (_BLOCK,), num_warps=4)
+        self._placed = placed  # only now: what could not be sent is to be sent again
 
     def sent(self, array: NDArray[Any], target: Tensor) -> Tensor:
         """An array on the device: in the memory of ``target``, if it fits there."""
