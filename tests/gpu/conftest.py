@@ -1,8 +1,24 @@
 """Without a GPU, Triton interprets the kernels: it has to know before it is imported."""
 
 import os
+from collections.abc import Iterator
 
+import numpy as np
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A device whose parameters the kernels step: without a GPU, the CPU."""
+    from adamas.torch import gpu
+
+    if torch.cuda.is_available():
+        yield torch.device("cuda", torch.cuda.current_device())
+        return
+    monkeypatch.setattr(gpu, "DEVICES", {*gpu.DEVICES, "cpu"})
+    with np.errstate(all="ignore"):  # the interpreter computes in NumPy, which would warn
+        yield torch.device("cpu")

@@ -1,0 +1,248 @@
+"""Where what kernels step is not yet as what the core steps; each is to be mended."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from devices import assert_same, give, record, set_grad, weights
+from torch import nn
+
+from adamas.torch import Adam
+from adamas.torch.gpu.jit import Launcher
+from adamas.torch.gpu.staging import Staging
+
+pytestmark = pytest.mark.gpu
+
+
+def fails(reason: str, raises: Any = AssertionError) -> Callable[..., Any]:
+    return pytest.mark.xfail(reason=reason, raises=raises)
+
+
+def pair(device: torch.device, **options: Any) -> tuple[Adam, list[nn.Parameter]]:
+    params = weights([(5,), (3,)], device)
+    return Adam(params, lr=0.1, **options), params
+
+
+def scale(optimizer: Adam, value: float, found: Any) -> None:
+    device = optimizer.param_groups[0]["params"][0].device
+    optimizer.grad_scale = torch.tensor([value], device=device)  # type: ignore[attr-defined]
+    is_number = isinstance(found, float)
+    optimizer.found_inf = found if is_number else torch.tensor([found], device=device)  # type: ignore[attr-defined]
+
+
+@fails("the device's row 0 has no coefficients where its parameter has no gradient")
+def test_the_scale_in_the_statistics(device: torch.device) -> None:
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device)
+        give(params, 0)
+        optimizer.step()
+        give(params, 1, missing=(0,), scale=8.0)
+        scale(optimizer, 8.0, 0)
+        optimizer.step()
+        yield [round(p.grad_norm, 4) for p in optimizer.statistics().parameters]
+
+    assert_same(scenario, device)
+
+
+@fails("the step returns before it looks at found_inf, and before it measures")
+@pytest.mark.parametrize("found", [0, 1])
+def test_a_step_without_any_gradient(found: int, device: torch.device) -> None:
+    """Its norm is 0, and it may be skipped."""
+
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, max_grad_norm=1.0)
+        for t in range(2):
+            give(params, t, missing=(0, 1) if t else ())
+            scale(optimizer, 2.0, found and t)
+            optimizer.step()
+            yield record(optimizer)
+
+    assert_same(scenario, device)
+
+
+@fails("each is a view of the same memory")
+def test_norms_that_are_kept(device: torch.device) -> None:
+    """As trainers do, to write them out at the end of an epoch."""
+    optimizer, params = pair(device, max_grad_norm=1.0)
+    norms = []
+    for t in range(3):
+        give(params, t)
+        optimizer.step()
+        norms.append(optimizer.last_grad_norm)
+    assert len({float(norm) for norm in norms}) == 3  # type: ignore[arg-type]
+
+
+@fails("the tensor is looked at when the statistics are, after a scheduler has filled it")
+def test_statistics_after_a_scheduler(device: torch.device) -> None:
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, max_grad_norm=1.0)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+        give(params, 0)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"].fill_(0.01)
+        yield [round(p.update_norm, 4) for p in optimizer.statistics().parameters]
+
+    assert_same(scenario, device)
+
+
+@fails("what a skipped step has measured takes the place of the step before")
+def test_a_measured_step_that_is_skipped(device: torch.device) -> None:
+    """The core measures the next that is not."""
+
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, skip_nonfinite=True)
+        for t in range(2):
+            give(params, t, scale=math.inf if t else 1.0)
+            if t:
+                optimizer.measure_next_step()
+            optimizer.step()
+        yield [round(p.update_norm, 4) for p in optimizer.statistics().parameters]
+
+    assert_same(scenario, device)
+
+
+@fails("a number is only looked at where nothing else is to be found out")
+def test_found_inf_as_a_number(device: torch.device) -> None:
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, max_grad_norm=1.0)
+        give(params, 0)
+        scale(optimizer, 2.0, 1.0)
+        optimizer.step()
+        yield record(optimizer)
+
+    assert_same(scenario, device)
+
+
+@fails("tensors on the device are taken for counts as they are", (AssertionError, RuntimeError))
+@pytest.mark.parametrize("count", [2.5, -2.0, [2.0]])
+def test_row_34_counts_that_a_trainer_sets(count: Any, device: torch.device) -> None:
+    """REGRESSIONS 34: refused where they count nothing, and read in whatever shape."""
+
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, capturable=True)
+        give(params, 0)
+        optimizer.step()
+        optimizer.state[params[1]]["step"] = torch.tensor(count, device=device)
+        try:
+            optimizer.step()
+            yield record(optimizer)
+        except ValueError as error:
+            yield "must have a step" in str(error)
+
+    assert_same(scenario, device)
+
+
+@fails("the device counts on from where it was, and the number stays as it was set")
+def test_row_9_a_count_that_a_trainer_sets_to_a_number(device: torch.device) -> None:
+    """REGRESSIONS 9: stale after it was set."""
+
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, capturable=True)
+        give(params, 0)
+        optimizer.step()
+        optimizer.state[params[0]]["step"] = 10
+        optimizer.step()
+        yield record(optimizer)
+
+    assert_same(scenario, device)
+
+
+@fails("counts on the device are taken for moments")
+def test_the_bytes_of_the_state(device: torch.device) -> None:
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, capturable=True)
+        give(params, 0)
+        optimizer.step()
+        yield optimizer.memory().total.moments
+
+    assert_same(scenario, device)
+
+
+@fails("neither refuses it, and each takes it otherwise")
+@pytest.mark.parametrize("norm", [0.0, -1.0])
+def test_a_norm_that_nothing_clips_to(norm: float, device: torch.device) -> None:
+    """The constructor refuses it, but not the attribute."""
+
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, max_grad_norm=1.0)
+        optimizer.max_grad_norm = norm
+        give(params, 0)
+        optimizer.step()
+        yield record(optimizer)
+
+    assert_same(scenario, device)
+
+
+@fails("the norm is of the float64 gradient, not of what the step reads of it")
+def test_the_norm_beside_a_parameter_that_is_stepped_apart(device: torch.device) -> None:
+    def scenario(device: torch.device) -> Iterator[Any]:
+        gaps = nn.Parameter(torch.ones(3, 4, device=device)[:, ::2])
+        (p,) = weights([(70,)], device)
+        optimizer = Adam([p, gaps], max_grad_norm=1.0)
+        give([p, gaps], 0)
+        set_grad(p, torch.linspace(0.1, 0.7, 70, dtype=torch.float64).to(device))
+        optimizer.step()
+        yield record(optimizer)
+
+    assert_same(scenario, device)
+
+
+CUT = fails("the interrupt comes between two launches, or between them and the count")
+
+
+@pytest.mark.parametrize("launch", [1, *(pytest.param(n, marks=CUT) for n in (2, 3))])
+def test_an_interrupt_does_not_cut_a_step(
+    launch: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel steps the float32, another the bfloat16 parameter; the first places gradients."""
+    params = weights([(5,), (3,)], device, [torch.float32, torch.bfloat16])
+    optimizer = Adam(params, lr=0.1)
+    give(params, 0)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    original, launched = Launcher.__call__, [0]
+
+    def interrupted(self: Launcher, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        launched[0] += 1
+        if launched[0] == launch:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Launcher, "__call__", interrupted)
+    give(params, 1)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # not so in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    stepped = {not torch.equal(p, was) for p, was in zip(params, before, strict=True)}
+    assert len(stepped) == 1
+    assert {state["step"] for state in optimizer.state.values()} == {1 + stepped.pop()}
+
+
+def test_addresses_that_could_not_be_sent_are_sent_again(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where no memory can be pinned, or a capture has none left."""
+    optimizer, params = pair(device)
+    give(params, 0)
+    optimizer.step()
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    old = [p.grad for p in params]
+    give(params, 1, scale=-1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "send", refuse)
+        with pytest.raises(RuntimeError, match="no memory"):
+            optimizer.step()
+    expected = 0.9 * optimizer.state[params[0]]["exp_avg"] + 0.1 * params[0].grad
+    optimizer.step()
+    assert torch.allclose(optimizer.state[params[0]]["exp_avg"], expected), len(old)

@@ -1,0 +1,161 @@
+"""What a step costs where nothing moves: one row sent, the launches, and nothing kept."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from devices import give, weights
+
+from adamas.torch import AdamW
+from adamas.torch.gpu import kernels, prepare
+from adamas.torch.gpu.jit import Launcher
+from adamas.torch.gpu.launches import Launches
+from adamas.torch.gpu.staging import Staging
+from adamas.torch.plan import Plan
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = [(70,), (0,), (5, 3), ()]
+KERNELS = {
+    id(kernels.step_chunk): "step",
+    id(kernels.place_gradients): "place",
+    id(prepare.prepare): "prepare",
+}
+
+
+@pytest.fixture
+def done(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts launches, what is built, and the bytes that are sent; without a GPU, none is done."""
+    if device.type == "cpu":
+        monkeypatch.setattr(Launcher, "__call__", lambda *_, **__: None)
+    found: Counter[str] = Counter()
+
+    def count(owner: Any, name: str, key: Callable[..., str], more: Any = lambda *_: 1) -> None:
+        original = getattr(owner, name)
+
+        def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+            found[key(self)] += more(*arguments)
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Launcher, "__call__", lambda self: KERNELS[id(self._kernel)])
+    count(Launches, "_build", lambda _: "build")
+    count(Plan, "__init__", lambda _: "plan")
+    count(Staging, "send", lambda _: "bytes", lambda array, _: array.nbytes)
+    return found
+
+
+COSTS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "plain": ({}, {"step": 1, "bytes": 13 * 8}),
+    "clips": ({"max_grad_norm": 1.0}, {"step": 1, "prepare": 1, "bytes": 13 * 8}),
+    "skips": ({"skip_nonfinite": True}, {"step": 1, "prepare": 1}),
+    "captures": ({"capturable": True}, {"step": 1, "prepare": 1}),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_step_while_nothing_moves(name: str, device: torch.device, done: Counter[str]) -> None:
+    """Two groups of one dtype: the row of coefficients is of each."""
+    options, cost = COSTS[name]
+    params = weights(SHAPES, device)
+    optimizer = AdamW(params, lr=0.1, **options)
+    give(params, 0)
+    for _ in range(2):
+        optimizer.step()
+    assert (done["plan"], done["build"], done["place"]) == (1, 1, 1)
+    done.clear()
+    plan = optimizer._plan
+    assert plan
+    assert plan.alone
+    there = plan.alone._launches
+    before = [t.data_ptr() for t in (there.chunks, there.coefficients, there.placed)]
+    for _ in range(3):
+        optimizer.step()
+    # A graph goes on writing and reading there.
+    assert [t.data_ptr() for t in (there.chunks, there.coefficients, there.placed)] == before
+    assert dict(done) == {key: 3 * value for key, value in cost.items()}
+    if name in ("skips", "captures"):
+        done.clear()
+        optimizer.param_groups[0]["lr"] = 0.05
+        optimizer.step()
+        assert dict(done) == cost | {"bytes": 12 * 8}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_step_whose_gradients_have_moved(
+    name: str, device: torch.device, done: Counter[str]
+) -> None:
+    """Their addresses are sent, and nothing is built anew."""
+    options, cost = COSTS[name]
+    params = weights(SHAPES, device)
+    optimizer = AdamW(params, lr=0.1, **options)
+    kept = []
+    for t in range(3):
+        done.clear()
+        give(params, t)
+        kept += [p.grad for p in params]
+        optimizer.step()
+    placed = cost | {"place": 1, "bytes": cost.get("bytes", 0) + 2 * 8 * len(SHAPES)}
+    assert dict(done) == placed
+
+
+def test_gradients_that_come_and_go_build_nothing(device: torch.device, done: Counter[str]) -> None:
+    params = weights(SHAPES, device)
+    optimizer = AdamW(params, lr=0.1)
+    for t in range(4):
+        give(params, t, missing=(t,) if t else ())
+        optimizer.step()
+    assert (done["plan"], done["build"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_row_46_200_steps_leave_nothing_behind(
+    name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REGRESSIONS 46: with gradients that move, and a scale; without what interprets kernels."""
+    if device.type == "cpu":
+        monkeypatch.setattr(Launcher, "__call__", lambda *_, **__: None)
+    params = weights(SHAPES, device, torch.bfloat16)
+    optimizer = AdamW(params, lr=0.1, moments="int8", **COSTS[name][0])
+    two = [[torch.ones_like(p) for p in params] for _ in range(2)]
+
+    def steps(count: int) -> None:
+        for t in range(count):
+            for p, grad in zip(params, two[t % 2], strict=True):
+                p.grad = grad
+            optimizer.found_inf = optimizer.grad_scale = torch.zeros(1, device=device)  # type: ignore[attr-defined]
+            optimizer.step()
+
+    steps(20)
+    gc.collect()
+    objects = len(gc.get_objects())
+    tracemalloc.start()
+    steps(100)  # after which lists of free objects are full
+    before = tracemalloc.get_traced_memory()[0]
+    steps(200)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    gc.collect()
+    assert grown < 4000
+    assert len(gc.get_objects()) - objects < 10
+
+
+def test_pinned_memory_is_used_in_turn(device: torch.device) -> None:
+    """However many steps are sent; on a GPU alone is any pinned."""
+    staging, target = Staging(), torch.zeros(64, dtype=torch.int64, device=device)
+    for i in range(100):
+        array = np.full(64, i)
+        staging.send(array, target)
+        array[:] = -1  # the copy has its own
+        if device.type == "cuda" and i % 10 == 9:
+            torch.cuda.synchronize()
+    assert target.tolist() == [99] * 64
+    assert len(staging._slots) <= 20
