@@ -218,13 +218,11 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
     if (!count || (parameter.local && !unwrap(param).is(parameter.local))) return moved;
     if (!(place((parameter.local ? parameter.local : parameter.tensor).ptr()) == own)) return moved;
     if (count != last_count) {
-      if (PyLong_CheckExact(count)) {
-        step = PyLong_AsLongLong(count);
-        if (step < 0) return PyErr_Clear(), moved;
-      } else {
-        if (count != parameter.count.ptr()) return moved;
-        step = 0;
-      }
+      step = 0;
+      if (parameter.count ? count != parameter.count.ptr() : !PyLong_CheckExact(count))
+        return moved;
+      if (!parameter.count) step = PyLong_AsLongLong(count);
+      if (step < 0) return PyErr_Clear(), moved;
       last_count = count;
     }
     nb::object grad = nb::steal(PyObject_GetAttr(param, grad_.ptr()));

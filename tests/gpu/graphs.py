@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adamas.torch import hyperparameters
-from adamas.torch.gpu import executor, launches
+from adamas.torch.gpu import executor
 from adamas.torch.gpu import staging as of_staging
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.staging import Staging
@@ -38,7 +38,7 @@ def capture(work: Callable[[], Any], device: torch.device) -> Callable[[], None]
         done.append(partial(send, self, array.copy(), target))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (launches, of_staging):
+        for module in (executor, of_staging):
             patch.setattr(module, "is_capturing", lambda device: True)
         patch.setattr(Launcher, "__call__", record_launch)
         patch.setattr(Staging, "send", record_send)
@@ -56,12 +56,12 @@ def tensors_on_device(device: torch.device) -> Iterator[None]:
     """Lets kernels read the tensors that hold lr and betas, where the "device" is the CPU, too."""
     original = hyperparameters.device_row
 
-    def row(group: dict[str, Any], compute: str) -> list[float]:
+    def row(group: dict[str, Any], compute: str, device: torch.device) -> list[float]:
         values = [group["lr"], *group["betas"]]
         where = [v.data_ptr() if isinstance(v, torch.Tensor) else 0 for v in values]
         is_wide = [getattr(v, "dtype", None) == torch.float64 for v in values]
         numbers = [0.0 if at else v for v, at in zip(values, where, strict=True)]
-        found = original(group | {"lr": numbers[0], "betas": tuple(numbers[1:])}, compute)
+        found = original(group | {"lr": numbers[0], "betas": tuple(numbers[1:])}, compute, device)
         whole = [*where, sum(wide << i for i, wide in enumerate(is_wide))]
         return [*found[:-4], *np.array(whole, np.int64).view(np.float64).tolist()]
 

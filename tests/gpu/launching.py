@@ -54,6 +54,7 @@ def arguments(grads: list[Tensor], max_norm: float = math.inf, rows: int = 3) ->
         "counter": on_device([0], torch.int32),
         "skip": on_device([MARK], torch.int32),
         "results": on_device([MARK, MARK], torch.float64),
+        "last": on_device([MARK, MARK], torch.float64),
         "skipped": on_device([6], torch.int64),
     }
 

@@ -108,15 +108,9 @@ def test_tensors_for_betas_on_the_device(device: torch.device) -> None:
             twins.eager(moved=False)
 
 
-BETWEEN = pytest.mark.xfail(
-    reason="what a graph needs is not captured where nothing has moved since the step before",
-    raises=AssertionError,
-)
-
-
 @pytest.mark.parametrize(
     "moved",
-    [True, pytest.param(False, marks=BETWEEN)],
+    [True, False],
     ids=["gradients of its own", "gradients where they were"],
 )
 def test_row_44_eager_steps_between_replays(moved: bool, device: torch.device) -> None:
@@ -144,7 +138,6 @@ def test_row_44_eager_steps_between_replays(moved: bool, device: torch.device) -
         twins.give(moved=False)
 
 
-@BETWEEN
 @pytest.mark.parametrize("option", ["lr", "max_grad_norm"])
 def test_a_replay_keeps_the_numbers_that_it_was_captured_with(
     option: str, device: torch.device
@@ -173,11 +166,6 @@ def test_a_replay_keeps_the_numbers_that_it_was_captured_with(
     twins.follow()
 
 
-@pytest.mark.xfail(
-    reason="chunks that are built anew take the place of those of the graph, which then reads "
-    "memory that nobody has",
-    run=False,
-)
 def test_an_eager_step_between_replays_with_a_gradient_that_is_not_aligned(
     device: torch.device,
 ) -> None:

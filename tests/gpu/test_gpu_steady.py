@@ -139,8 +139,10 @@ def test_row_46_200_steps_leave_nothing_behind(
     objects = len(gc.get_objects())
     tracemalloc.start()
     steps(100)  # after which lists of free objects are full
+    gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     steps(200)
+    gc.collect()
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     gc.collect()

@@ -28,7 +28,7 @@ def request_of(optimizer: Adam) -> Request | None:
     if not (scaled or captures or skip_nonfinite or max_norm is not None):
         return None
     check_clipping(groups, max_norm)
-    return Request(grad_scale, found, max_norm, skip_nonfinite, captures)
+    return Request(_single(grad_scale), _single(found), max_norm, skip_nonfinite, captures)
 
 
 def outcome_on(optimizer: Adam, device: torch.device) -> Outcome:
@@ -36,16 +36,22 @@ def outcome_on(optimizer: Adam, device: torch.device) -> Outcome:
     outcome = optimizer._outcome
     if outcome is None or outcome.results.device != device:
         results = torch.full((2,), math.nan, dtype=torch.float64, device=device)
-        outcome = Outcome(results, results.new_zeros((), dtype=torch.int64))
-        optimizer._outcome = outcome
+        graphs = outcome.graphs if outcome else []
+        outcome = Outcome(results, results, results.new_zeros((), dtype=torch.int64), graphs)
     if optimizer.skipped_steps is not outcome.skipped:
         outcome.skipped.fill_(optimizer.skipped_steps)
         optimizer.skipped_steps = outcome.skipped
-    measured = optimizer.max_grad_norm is not None or optimizer.skip_nonfinite
-    if measured and not isinstance(optimizer.last_grad_norm, Tensor):
-        known = optimizer.last_grad_norm
-        outcome.results.fill_(math.nan if known is None else known)
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+        if not isinstance(optimizer.last_grad_norm, Tensor):
+            known = optimizer.last_grad_norm
+            outcome.results.fill_(math.nan if known is None else known)
+        # Another tensor for each step, as others may have kept those before; but replays write
+        # to the one that they were captured with.
+        captures = any(group["capturable"] for group in optimizer.param_groups)
+        own = outcome.results if captures else torch.empty_like(outcome.last)
+        outcome = outcome._replace(results=own, last=outcome.results)
         optimizer.last_grad_norm = outcome.results[0]
+    optimizer._outcome = outcome
     return outcome
 
 
@@ -65,6 +71,16 @@ def factors_of(optimizer: Adam, plan: Plan) -> tuple[float, float] | None:
         return None
     optimizer.last_grad_norm = norm
     return unscale, 1.0 if max_norm is None else clip_factor(norm, max_norm)
+
+
+def skips(optimizer: Adam) -> bool:
+    """Whether a gradient scaler has said with a number that the step is to be skipped."""
+    found_inf, _ = _of_scaler(optimizer)
+    return not isinstance(found_inf, Tensor | None) and bool(found_inf)
+
+
+def _single(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()  # the same, if it is of float32
 
 
 def _of_scaler(optimizer: Adam) -> tuple[Tensor | float | None, Tensor | None]:

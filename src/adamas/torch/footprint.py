@@ -50,7 +50,7 @@ class Memory:
 def _line(param: Tensor, state: State) -> Line:
     kept = {"master": 0, "moments": 0}
     for key, value in state.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and key != "step":
             kept["master" if key in _MASTERS else "moments"] += _size(value)
     gradient = 0 if param.grad is None else _size(param.grad)
     return Line("", local(param).numel(), _size(param), gradients=gradient, **kept)

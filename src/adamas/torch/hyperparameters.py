@@ -38,12 +38,13 @@ def on_device(group: dict[str, Any]) -> bool:
     return any(isinstance(value, Tensor) and value.device.type != "cpu" for value in values)
 
 
-def device_row(group: dict[str, Any], compute: str) -> list[float]:
+def device_row(group: dict[str, Any], compute: str, device: torch.device) -> list[float]:
     """A group's hyperparameters as ``gpu.prepare`` reads them, checked as far as they are here.
 
     Args:
         group: the parameter group.
         compute: "float32" or "float64".
+        device: where these tensors are read; those elsewhere are numbers.
 
     Returns:
         12 numbers, the last four of which have the bits of whole ones: the addresses of tensors on
@@ -52,15 +53,30 @@ def device_row(group: dict[str, Any], compute: str) -> list[float]:
     values = [group["lr"], *group["betas"]]
     addresses, wide = [0, 0, 0], 0
     for i, value in enumerate(values):
-        here = not isinstance(value, Tensor) or value.device.type == "cpu" or value.numel() != 1
-        if not here and value.dtype in (torch.float32, torch.float64):
+        there = isinstance(value, Tensor) and value.device == device and device.type != "cpu"
+        if there and value.numel() == 1 and value.dtype in (torch.float32, torch.float64):
             addresses[i], wide = value.data_ptr(), wide | (value.dtype == torch.float64) << i
             values[i] = 0.0
     hyper = hyper_of(group | {"lr": values[0], "betas": tuple(values[1:])})
+    if max(hyper.lr, hyper.eps, hyper.weight_decay) > _LARGE:
+        hyper.coefficients(1, compute)  # which raises where they exceed the type
     whole = np.array([*addresses, wide], np.int64).view(np.float64).tolist()
     numbers = (hyper.lr, *hyper.betas, hyper.eps, hyper.weight_decay)
     flags = hyper.decoupled_weight_decay, hyper.maximize, compute == "float64"
     return [*numbers, *map(float, flags), *whole]
+
+
+def snapshot(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's options, with numbers for tensors, but for those on a device."""
+    options = {key: value for key, value in group.items() if key != "params"}
+    lr, *betas = (
+        value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value
+        for value in (group["lr"], *group["betas"])
+    )
+    return options | {"lr": lr, "betas": tuple(betas)}
+
+
+_LARGE = 1e15  # beyond which it is worth looking
 
 
 def _number(name: str, value: Any) -> Any:
@@ -84,10 +100,14 @@ def check_own(group: dict[str, Any]) -> None:
 
 
 def check_clipping(groups: Iterable[dict[str, Any]], max_grad_norm: float | None) -> None:
-    """Raises where gradients are to be clipped that autograd sees.
+    """Raises where gradients cannot be clipped to such a norm, or autograd sees them.
 
     The norm is found outside of torch, so that the derivative of the factor would be missing.
     """
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(
+            f"max_grad_norm must be above 0, or None for no clipping, got {max_grad_norm!r}"
+        )
     if max_grad_norm not in (None, math.inf) and any(group["differentiable"] for group in groups):
         raise ValueError(
             f"max_grad_norm={max_grad_norm!r} cannot be had with differentiable=True, since "

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as _torch
 
 from .checkpoint import Match, pack, unpack
-from .conditions import factors_of, outcome_on, request_of
+from .conditions import factors_of, outcome_on, request_of, skips
 from .footprint import Memory
 from .gpu import Outcome, Request, needs
 from .hyperparameters import check_clipping, check_own, hyper_of
@@ -67,8 +67,8 @@ class Adam(Optimizer):
             was where a step is skipped.
         skipped_steps: how many steps were skipped, by ``skip_nonfinite`` or by a gradient scaler,
             whose scaled gradients the step takes as they are (``torch.amp.GradScaler``). Where all
-            parameters are on one GPU, both are tensors of one element there: nobody waits for the
-            device but who reads them.
+            parameters are on one GPU, both are tensors of one element there, with ``capturable``
+            the same at each step: nobody waits for the device but who reads them.
 
     Raises:
         ValueError: a hyperparameter is out of range, there are no parameters, or one of them can
@@ -104,10 +104,7 @@ class Adam(Optimizer):
         master_bits: int | None = None,
         offload: str | None = None,
     ) -> None:
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm must be above 0, or None for no clipping, got {max_grad_norm!r}"
-            )
+        check_clipping([], max_grad_norm)
         self.max_grad_norm, self.skip_nonfinite = max_grad_norm, bool(skip_nonfinite)
         self.skipped_steps, self.last_grad_norm = 0, None
         self._plan: Plan | None = None
@@ -204,7 +201,6 @@ class Adam(Optimizer):
             finally:
                 plan.forget()
             if found is None:
-                self.skipped_steps += 1
                 return loss
             self._history.add(plan.taken, found)
             self._history.end(groups)
@@ -250,11 +246,15 @@ class Adam(Optimizer):
         self, plan: Plan, groups: list[dict[str, Any]], request: Request | None
     ) -> list[Found] | None:
         """Steps what a plan has looked at; None where the step is to be skipped."""
-        if request is not None and plan.alone:
+        measure = self._history.measuring
+        if request is not None and plan.alone and not skips(self):
             outcome = outcome_on(self, plan.alone.device)
-            return plan.step_guarded(groups, request, outcome, self._history.measuring)
+            return plan.step_guarded(groups, request, outcome, measure)
         factors = factors_of(self, plan)
-        return None if factors is None else plan.step(groups, *factors, self._history.measuring)
+        if factors is None:
+            self.skipped_steps += 1
+            return None
+        return plan.step(groups, *factors, measure)
 
     def state_dict(self) -> dict[str, Any]:
         """The states and groups in the form of ``torch.optim.Adam``'s, which loads them.

@@ -18,7 +18,7 @@ from .gpu import Needs
 from .gpu.offload import Offload
 from .gradnorm import Part, rows_of, squared_norm
 from .home import offloads
-from .hyperparameters import hyper_of
+from .hyperparameters import hyper_of, snapshot
 from .kinds import Kind, kept, kind_of, ordered
 from .layout import is_plain
 from .overlap import address, refuse_overlap
@@ -66,6 +66,12 @@ class Plan:
         kinds = [kind_of(group) for group in groups]
         entries = list(_entries(groups, kinds, states, needs.counts))
         takes = [_taken_on(e.param, kinds[e.group]) for e in entries]
+        alone = _on_one_gpu(takes) and not (
+            needs.norms and any(shards_of(e.param) for e in entries)  # which add up what they find
+        )
+        if needs.counts and not alone:  # what a device has counted comes back
+            for entry in entries:
+                entry.state["step"] = whole_step(entry.state["step"], entry.name)
         self._plain = [e for e, place in zip(entries, takes, strict=True) if place is None]
         self._tables: list[Table] = []
         for place in dict.fromkeys(takes):
@@ -83,13 +89,8 @@ class Plan:
         shards = [shards_of(e.param) for e in (*self._fast, *self._plain)]
         self._shards = list(dict.fromkeys(shards))
         self._part_of = np.array([self._shards.index(s) for s in shards], np.int64)
-        whole = len(self._on_gpu) == len(self._tables) == 1 and not self._plain
-        across = needs.norms and any(shards)  # processes have to add up what they find
-        self.alone = next(iter(self._on_gpu.values())) if whole and not across else None
+        self.alone = next(iter(self._on_gpu.values())) if alone else None
         self._needs = needs
-        if needs.counts and not self.alone:  # what was counted elsewhere comes back
-            for entry in entries:
-                entry.state["step"] = whole_step(entry.state["step"], entry.name)
         for entry in entries:  # from here on nothing fails
             states[entry.param] = entry.state
         if needs.counts and self.alone:
@@ -150,9 +151,8 @@ class Plan:
             own, kept = table.rows, list[Tensor]()
             if table in self._on_gpu or table in self._away:
                 own = native.table(len(table.rows))
-                own[there], kept = rows_of(
-                    [local(table.grad(i)) for i in np.flatnonzero(there).tolist()]
-                )
+                grads = [table.read(i) for i in np.flatnonzero(there).tolist()]
+                own[there], kept = rows_of(grads)
             rows, copies, present = [*rows, own], [*copies, *kept], [*present, there]
         plain_rows, kept = rows_of([grad for _, grad in self._grads])
         every = np.concatenate([*rows, plain_rows])
@@ -226,14 +226,17 @@ class Plan:
 
     def step_guarded(
         self, groups: Groups, request: Request, outcome: Outcome, measure: bool
-    ) -> list[Found]:
+    ) -> list[Found] | None:
         """As ``step``, where all is ``alone``: see ``gpu.executor.Executor.step_guarded``."""
         assert self.alone is not None, "the caller has asked"
         table = self._tables[0]
         steps = table.steps.copy()
-        found, unscale = self.alone.step_guarded(groups, request, outcome, measure)
-        # Not yet numbers: some may be on the device, and reading them would wait for it.
-        options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        done = self.alone.step_guarded(groups, request, outcome, measure)
+        if done is None:
+            return None
+        # Not all numbers yet: some may be on the device, and reading them would wait for it.
+        options = [snapshot(group) for group in groups]
+        found, unscale = done
         self.taken = Taken(self._fast, steps, [], options, unscale)
         return found
 
@@ -333,6 +336,13 @@ def _taken_on(param: Tensor, kind: Kind) -> tuple[torch.device, bool] | None:
     if not fast or kind.differentiable or not is_plain(part):
         return None
     return (part.device, away) if part.is_contiguous() or not ordered(param, kind) else None
+
+
+def _on_one_gpu(takes: list[tuple[torch.device, bool] | None]) -> bool:
+    """Whether kernels on one device step everything."""
+    places = set(takes)
+    place = places.pop() if len(places) == 1 else None
+    return place is not None and not place[1] and gpu.takes(place[0])
 
 
 def _is_away(table: Table) -> bool:

@@ -154,7 +154,13 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
         return zero_state(param, kind)
     wanted = kept_beside(param, kind)
     step = state.get("step")
-    if not (counts and isinstance(step, Tensor) and step.device == param.device):
+    # Only such a one as ``gpu.guard`` makes: what others have set is looked at.
+    if not (
+        counts
+        and isinstance(step, Tensor)
+        and step.device == param.device
+        and (step.dtype, step.dim()) == (torch.int64, 0)
+    ):
         step = whole_step(step, name)
     given = dict(state, step=step)
     if format_of(param, given) != format_of(param, wanted):

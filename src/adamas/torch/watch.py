@@ -82,9 +82,11 @@ class PythonWatch:
             same = all(map(operator.is_, self._moments_of(i), self._moments[i]))
             if not same or self._place_all(i) != self._places[i]:
                 return native.MOVED
-            if step is not None and step is self._counts[i]:
+            if self._counts[i] is not None:
+                if step is not self._counts[i]:
+                    return native.MOVED
                 step = 0
-            elif type(step) is not int or step < 0:
+            if type(step) is not int or step < 0:
                 return native.MOVED
             grad = param.grad
             steps[i] = -1 if grad is None else step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,8 +53,12 @@ class Outcome(NamedTuple):
 
     results: Tensor
     """(2,) float64: the norm, and what clips to it, of the last step that was not skipped."""
+    last: Tensor
+    """The same of the step before."""
     skipped: Tensor
     """int64: how many steps were."""
+    graphs: list[Any]
+    """What graphs that were captured use, which has to live as long as they may."""
 
 
 def takes(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ... import native
 from ...hyper import Coefficients
+from ...interrupts import deferred
 from ..hyperparameters import device_row, hyper_of
 from ..recode import trained
 from ..sharding import local, local_like
@@ -22,6 +23,7 @@ from ..table import Table
 from . import Outcome, Request, prepare
 from .guard import Guard
 from .launches import Launches, current
+from .staging import is_capturing
 
 _UNSCALE = Coefficients._fields.index("unscale")
 
@@ -53,15 +55,16 @@ class Executor:
             return []
         before = [trained(e.param, e.state).clone() for e in entries] if measure else []
         torch.autograd.graph.increment_version([entry.param for entry in entries])
-        self._launches.step(coefficients, table.changed)
+        with deferred():  # all launches and the counts, or none
+            self._launches.step(coefficients, table.changed)
+            native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         table.changed = False
-        native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         return list(found(entries, before, unscale))
 
     def count(self) -> None:
         """From now on, the device counts the steps, for it may skip some."""
         table = self._table
-        guard = self._guard = self._guard or Guard(self._launches, len(table.rows))
+        guard = self._guarded()
         guard.count([state["step"] for state in table.states], self._set_of)
         table.count_on_device(guard.steps)
         self.counts = True
@@ -72,7 +75,7 @@ class Executor:
         request: Request,
         outcome: Outcome,
         measure: bool,
-    ) -> tuple[list[Found], float | Tensor]:
+    ) -> tuple[list[Found], float | Tensor] | None:
         """As ``step``, with what is to be found out on the device beforehand.
 
         Args:
@@ -82,32 +85,63 @@ class Executor:
             measure: whether to find out what the step does.
 
         Returns:
-            What was found, and what has unscaled the gradients, on the device.
+            What was found, and what has unscaled the gradients, on the device; None where it was
+            to be measured and was skipped.
         """
-        table, launches = self._table, self._launches
+        table = self._table
         entries = self._present()
-        if not entries:
-            return [], 1.0
         before = [trained(e.param, e.state).clone() for e in entries] if measure else []
         hypers = coefficients = None
         if self.counts:
-            hypers = np.array([device_row(groups[group], of) for group, of in table.sets])
+            rows = [device_row(groups[group], of, self.device) for group, of in table.sets]
+            hypers = np.array(rows)
         else:
             coefficients = table.coefficients([hyper_of(group) for group in groups], 1.0, 1.0)
         torch.autograd.graph.increment_version([entry.param for entry in entries])
-        guard = self._guard = self._guard or Guard(launches, len(table.rows))
-        with current(launches.device):
-            if table.changed or launches.captured:
-                launches.place(table.steps >= 0)
-                table.changed = False
+        with deferred(), current(self.device):
+            self._launch(request, outcome, hypers, coefficients)
             if coefficients is not None:
-                launches.coefficients = launches.sent(coefficients, launches.coefficients)
-            guard.run(request, outcome, hypers)
-            launches.launch(guard.skip, hypers is not None and request.is_plain and _usual(hypers))
-        if coefficients is not None:
-            native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
-        unscale = launches.coefficients[0, _UNSCALE]
+                native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
+        if measure and self._guarded().skip.item():
+            return None
+        if not entries:
+            return [], 1.0
+        first = int(np.argmax(table.steps >= 0)) if self.counts else 0
+        unscale = self._launches.coefficients[first, _UNSCALE]
         return list(found(entries, before, unscale)), unscale
+
+    def _launch(
+        self,
+        request: Request,
+        outcome: Outcome,
+        hypers: NDArray[np.float64] | None,
+        coefficients: NDArray[np.float64] | None,
+    ) -> None:
+        table, capturing = self._table, is_capturing(self.device)
+        if self._launches.captured and not capturing:
+            self._leave_to_graph(outcome)
+        launches, guard = self._launches, self._guarded()
+        if table.changed or capturing:
+            launches.place(table.steps >= 0, capturing)
+            table.changed = False
+        if coefficients is not None:
+            launches.coefficients = launches.sent(coefficients, launches.coefficients)
+        guard.run(request, outcome, hypers, capturing)
+        if self._present():
+            usual = hypers is not None and request.is_plain and _usual(hypers)
+            launches.launch(guard.skip, usual)
+
+    def _leave_to_graph(self, outcome: Outcome) -> None:
+        """Goes on in memory of its own, for replays read what is in this, and write it."""
+        table, guard = self._table, self._guarded()
+        outcome.graphs.append((table, self._launches, guard))
+        self._launches = Launches(table.rows, self.device)
+        self._guard = guard.after(self._launches)
+        table.changed = True
+
+    def _guarded(self) -> Guard:
+        self._guard = self._guard or Guard(self._launches, len(self._table.rows))
+        return self._guard
 
     def _present(self) -> list[Entry]:
         table = self._table

@@ -51,11 +51,19 @@ class Guard:
         self._set_of = self._launches.sent(set_of, self._set_of)
         self._launches.reserve(len(set_of))
 
+    def after(self, launches: Launches) -> Guard:
+        """Another one, with memory of its own but for the counts of steps."""
+        guard = Guard(launches, len(self.steps))
+        guard.steps, guard._set_of = self.steps, self._set_of
+        launches.reserve(len(self._set_of))
+        return guard
+
     def run(
         self,
         request: Request,
         outcome: Outcome,
         hypers: NDArray[np.float64] | None,
+        capturing: bool,
     ) -> None:
         """Launches ``prepare``.
 
@@ -64,10 +72,11 @@ class Guard:
             outcome: where it goes.
             hypers: (sets, 12) where the device counts the steps, which finds the coefficients by
                 them; else None, and the coefficients are there.
+            capturing: whether a graph is captured, which then sends all that it needs itself.
         """
         launches = self._launches
         max_norm = request.max_grad_norm or 0.0
-        if max_norm != self._max_norm:
+        if max_norm != self._max_norm or capturing:
             self._settings = launches.sent(np.array([max_norm]), self._settings)
             self._max_norm = max_norm
         if hypers is not None:
@@ -75,7 +84,7 @@ class Guard:
             if launches.coefficients.shape != shape:
                 launches.coefficients = outcome.results.new_zeros(shape)
             same = np.array_equal(hypers.view(np.int64), self._sent.view(np.int64))
-            if not same or launches.captured:
+            if not same or capturing:
                 self._hypers = launches.sent(hypers, self._hypers)
                 self._sent = hypers
         prepare.launch(
@@ -90,7 +99,9 @@ class Guard:
             self._partials,
             self._counter,
             self.skip,
-            *outcome,
+            outcome.results,
+            outcome.last,
+            outcome.skipped,
             grad_scale=request.grad_scale,
             found_inf=request.found_inf,
             norm=request.max_grad_norm is not None,

@@ -18,7 +18,7 @@ from ...hyper import Coefficients
 from . import kernels
 from .jit import Launcher
 from .rows import CODED, bytes_of_groups, types_of
-from .staging import Staging, is_capturing
+from .staging import OUT_OF_PLACE, Staging
 
 # Elements that a program steps, of coded moments and of others: enough to make up for its start.
 CODED_CHUNK, CHUNK = 8192, 4096
@@ -100,7 +100,7 @@ class Launches:
         placed: (2, tensors) int64, see ``kernels.place_gradients``,
         coefficients: and (sets, 13) float64.
         aligned: whether all addresses are, so that a thread loads several elements at once.
-        captured: whether a graph has been captured that will place chunks anew at each replay.
+        captured: whether a graph has been captured that steps these chunks.
     """
 
     def __init__(self, rows: NDArray[np.int64], device: torch.device) -> None:
@@ -124,7 +124,7 @@ class Launches:
             changed: whether the rows may have changed since the last step.
         """
         with current(self.device):
-            if changed or self.captured:
+            if changed:
                 self.place()
             self.coefficients = self.sent(coefficients, self.coefficients)
             usual = bool((coefficients[:, _SELDOM] == _NOTHING).all())
@@ -140,26 +140,29 @@ class Launches:
         for launch in self._launches:
             launch(self.coefficients, skip, usual)
 
-    def place(self, present: NDArray[np.bool_] | None = None) -> None:
+    def place(self, present: NDArray[np.bool_] | None = None, capturing: bool = False) -> None:
         """Brings the chunks up to date with the rows.
 
         Args:
             present: which have a gradient, where that has to be known of empty ones too, which
                 have no address: ``placed`` has 1 for them.
+            capturing: whether a graph is captured, which then places them itself at each replay.
         """
         rows = self._rows
         placed = rows[:, [native.GRAD, native.COEFFICIENTS]].T
         if present is not None:
             placed[0] = np.where(placed[0] == 0, present, placed[0])
         types_hold = len(self._kinds) and np.array_equal(self._kinds[:, 0], rows[:, native.TYPES])
-        if types_hold and np.array_equal(placed, self._placed) and not self.captured:
+        if types_hold and np.array_equal(placed, self._placed) and not capturing:
             return
         kinds = _kinds(rows)
         if not np.array_equal(kinds, self._kinds):
+            if self.captured:
+                raise RuntimeError(OUT_OF_PLACE)
             self._build(kinds)
+        self.captured |= capturing
         placed = np.ascontiguousarray(placed)
         self.placed = self.sent(placed, self.placed)
-        self.captured |= is_capturing(self.device)
         if count := len(self.chunks):
             arguments = self.chunks, self.placed, count, len(rows)
             self._place(-(-count // _BLOCK), arguments, (_BLOCK,), num_warps=4)

@@ -53,6 +53,7 @@ def launch(
     counter: Tensor,
     skip: Tensor,
     results: Tensor,
+    last: Tensor,
     skipped: Tensor,
     *,
     grad_scale: Tensor | None = None,
@@ -78,6 +79,7 @@ def launch(
         counter: this,
         skip: this,
         results: this,
+        last: this,
         skipped: and this.
         grad_scale: float32, what the gradients are multiplied with; None for 1.
         found_inf: float32, not 0 where the step is to be skipped; None for 0.
@@ -104,6 +106,7 @@ def launch(
         counter,
         skip,
         results,
+        last,
         skipped,
         len(chunks),
         len(coefficients),
@@ -115,7 +118,14 @@ def launch(
 
 @jit_with(
     do_not_specialize=["n_chunks", "n_rows"],
-    do_not_specialize_on_alignment=["grad_scale", "found_inf", "settings", "hypers", "results"],
+    do_not_specialize_on_alignment=[
+        "grad_scale",
+        "found_inf",
+        "settings",
+        "hypers",
+        "results",
+        "last",
+    ],
 )
 def prepare(
     chunks: tl.tensor,
@@ -131,6 +141,7 @@ def prepare(
     counter: tl.tensor,
     skip: tl.tensor,
     results: tl.tensor,
+    last: tl.tensor,
     skipped: tl.tensor,
     n_chunks: tl.tensor,
     n_rows: tl.tensor,
@@ -159,6 +170,7 @@ def prepare(
         counter: int32 of scratch: 0 before, and after.
         skip: int32, set to 1 where the step is to be skipped, else 0.
         results: (2,) float64, the norm and what clips to it, of the last step not skipped.
+        last: the same of the step before, for where this one is skipped.
         skipped: int64, how many steps were; counted here.
         n_chunks: all of them.
         n_rows: of the coefficients.
@@ -204,6 +216,9 @@ def prepare(
         tl.store(skip, found)
         if found != 0:
             tl.store(skipped, tl.load(skipped) + 1)
+            if NORM:
+                tl.store(results, tl.load(last))
+                tl.store(results + 1, tl.load(last + 1))
         else:
             if NORM:
                 tl.store(results, norm)

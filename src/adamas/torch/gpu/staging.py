@@ -10,6 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+OUT_OF_PLACE = (
+    "a step that is captured in a graph must find everything in its place: make three steps with "
+    "capturable=True and such gradients as it will have before each capture"
+)
+
 
 class _Slot:
     """A pinned buffer, and the event after which the device has read it."""
@@ -83,11 +88,7 @@ class Staging:
                 self._spare.remove(slot)
                 self._captured.append(slot)
                 return slot
-        raise RuntimeError(
-            "a step that is captured in a graph must find everything in its place: make three "
-            "steps with capturable=True and the gradients that it will have before the capture, "
-            "and do not capture one optimizer more than a few times"
-        )
+        raise RuntimeError(OUT_OF_PLACE)
 
 
 def is_capturing(device: torch.device) -> bool:
