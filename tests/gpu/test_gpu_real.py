@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +36,9 @@ each_option = pytest.mark.parametrize("name", OPTIONS)
 def no_waiting() -> Iterator[None]:
     """Raises where the host waits for the device."""
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch does not find every such call
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

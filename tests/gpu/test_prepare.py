@@ -33,6 +33,8 @@ from adamas import Hyper, norm
 from adamas.hyper import bias_correction
 from adamas.torch.gpu import bias, prepare
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(autouse=True)
 def as_on_a_device() -> Iterator[None]:

@@ -25,6 +25,8 @@ from launching import (
 
 from adamas import native, norm
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(autouse=True)
 def as_on_a_device() -> Iterator[None]:

@@ -63,7 +63,9 @@ def _tile(alike: Alike, device: torch.device) -> Tile:
     if alike.moments >= CODED:
         nvidia = device.type == "cuda" and torch.version.hip is None
         return Tile(1, 96 if nvidia else None)
-    return Tile(8 if alike.param == native.DTYPES["float32"] else 4, None)
+    # Of 16-bit numbers a thread loads twice as many at once: eight warps would not share them well.
+    alone = alike.param == native.DTYPES["float32"] and alike.moments == native.MOMENTS["float32"]
+    return Tile(8 if alone else 4, None)
 
 
 class Launch:
