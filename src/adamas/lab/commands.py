@@ -272,7 +272,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> Any:
-    from .options import parse_numbers
+    from .numbers import parse_numbers
 
     return None if text is None else parse_numbers(option, text, kind)
 

@@ -114,22 +114,6 @@ class Options:
         return self.lr * (_FLOOR + (1 - _FLOOR) * cosine)
 
 
-def parse_numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
-    """Numbers with commas between them.
-
-    Raises:
-        UserError: something between the commas is not a number.
-    """
-    try:
-        return tuple(kind(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError:
-        example = "256,128" if kind is int else "0.9,0.999"
-        raise UserError(
-            f"{option} must be {'whole ' if kind is int else ''}numbers with commas between them, "
-            f"such as {example}, got {text!r}"
-        ) from None
-
-
 def _check_device(name: str) -> None:
     try:
         device = torch.device(name)
