@@ -8,8 +8,6 @@ from html import escape
 from math import ceil, isfinite
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 Figure = dict[str, Any]
 
 # Whatever a page holds, the browser asks for nothing outside it; plotly draws heatmaps as images.
@@ -110,6 +108,35 @@ def document(title: str, subtitle: str, body: Iterable[str], figures: Mapping[st
         figures: plotly figures by the name of their place, see :func:`plot`; a figure may have an
             ``aspect``, the largest ratio of its height to its width.
     """
+    # Here, since a page that draws for itself needs no plotly and shall not wait for it.
+    from plotly.offline import get_plotlyjs
+
+    return shell(title, subtitle, body, {"figures": figures}, (get_plotlyjs(), _SCRIPT))
+
+
+def shell(
+    title: str,
+    subtitle: str,
+    body: Iterable[str],
+    data: Mapping[str, Any],
+    scripts: Iterable[str],
+    style: str = "",
+) -> str:
+    """A whole page with scripts of its own.
+
+    Args:
+        title: the title, as text.
+        subtitle: a line under it, as text.
+        body: the sections, as HTML.
+        data: what the scripts read, as JSON in elements of these names.
+        scripts: JavaScript, run in turn after the body.
+        style: CSS beside that of every page.
+    """
+    elements = [
+        f'<script type="application/json" id="{name}">{embed(value)}</script>\n'
+        for name, value in data.items()
+    ]
+    elements += [f"<script>{script}</script>\n" for script in scripts]
     html = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -117,17 +144,14 @@ def document(title: str, subtitle: str, body: Iterable[str], figures: Mapping[st
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{_STYLE}{style}</style>
 </head>
 <body>
 <h1>{escape(title)}</h1>
 <p class="muted">{escape(subtitle)}</p>
 <noscript><p>The plots need JavaScript.</p></noscript>
 {"".join(body)}
-<script type="application/json" id="figures">{embed(figures)}</script>
-<script>{get_plotlyjs()}</script>
-<script>{_SCRIPT}</script>
-</body>
+{"".join(elements)}</body>
 </html>
 """
     # A file name that is no UTF-8 comes as lone surrogates.
