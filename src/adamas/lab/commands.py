@@ -245,6 +245,56 @@ def memory(
 
 
 @app.command()
+def explain(
+    problem: Annotated[
+        str | None,
+        typer.Option(help="quadratic, ravine, tilted, noisy or sparse.", show_default="quadratic"),
+    ] = None,
+    gradients: Annotated[
+        str | None,
+        typer.Option(help="Gradients given by hand instead, such as 1,0,-2; they repeat."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Where to begin, such as -1.5,1.", show_default="the problem's"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="From 1 to 1000.",
+            show_default="10, and 60 in the page; or all given gradients",
+        ),
+    ] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.1,
+    beta1: Annotated[float, typer.Option(help="Decay rate of m.")] = 0.9,
+    beta2: Annotated[float, typer.Option(help="Decay rate of v.")] = 0.999,
+    eps: Annotated[float, typer.Option(help="Added to the denominator.")] = 1e-8,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled, as in AdamW.")] = 0.0,
+    coupled: Annotated[
+        bool, typer.Option("--coupled", help="Add the decay to the gradient, as in Adam.")
+    ] = False,
+    amsgrad: Annotated[
+        bool, typer.Option("--amsgrad", help="Divide by the largest v so far.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="A page to write, where every number has a slider.")
+    ] = None,
+) -> None:
+    """Step through Adam on a few numbers, with every quantity of its equation."""
+    from ..hyper import Hyper
+    from . import UserError
+    from .explain import prepare, show
+
+    try:
+        hyper = Hyper(
+            lr, (beta1, beta2), eps, weight_decay, amsgrad, decoupled_weight_decay=not coupled
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    show(prepare(hyper, problem, gradients, start, steps), html)
+
+
+@app.command()
 def bench(
     shapes: Annotated[
         list[str] | None, typer.Option("--shape", help="A workload; may be repeated.")
