@@ -72,7 +72,7 @@ def _is_installed() -> bool:
         return True
     warnings.warn(
         "adamas steps parameters on a GPU in Triton kernels, and Triton is not installed: until it "
-        "is, with `pip install triton`, plain torch operations give the same bits, slowly",
+        "is, with `pip install triton`, plain torch operations and the core on copies step them",
         stacklevel=2,
     )
     return False
