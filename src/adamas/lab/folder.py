@@ -60,21 +60,7 @@ class RunFolder:
         Raises:
             TakenError: another process trains it.
         """
-        if sys.platform == "win32":
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise TakenError(
-                f"{self.path} is in use: one process at a time can train a run; "
-                "wait until the other has ended, or stop it"
-            ) from None
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            return
-        self._unlock = weakref.finalize(self, os.close, descriptor)
+        self._unlock = lock_folder(self.path, self, "train a run")
 
     def unlock(self) -> None:
         """Lets other processes train this run."""
@@ -260,6 +246,37 @@ class RunFolder:
     def _damaged(self, file: Path, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         return UserError(f"{file} is damaged ({reason}): restore it, or train again")
+
+
+def lock_folder(path: Path, owner: object, use: str) -> Callable[[], object]:
+    """Keeps other processes from a folder, until its owner or this process ends.
+
+    Args:
+        path: the folder.
+        owner: the object that the lock lives with.
+        use: what one process at a time can do, for the message.
+
+    Returns:
+        What gives the folder free.
+
+    Raises:
+        TakenError: another process has it.
+    """
+    if sys.platform == "win32":
+        return lambda: None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise TakenError(
+            f"{path} is in use: one process at a time can {use}; "
+            "wait until the other has ended, or stop it"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return lambda: None
+    return weakref.finalize(owner, os.close, descriptor)
 
 
 def next_folder(name: str, parent: Path = Path("runs")) -> Path:

@@ -111,26 +111,39 @@ class Run:
         self.folder.save(self.trainer, metrics)
 
 
-def start(
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs to begin."""
+
+    task: Task
+    options: Options
+    frame: pd.DataFrame
+    training: Mask
+    notices: tuple[str, ...]
+
+    def trainer(self) -> Trainer:
+        """A trainer at its beginning."""
+        return make_trainer(self.task, self.options, self.frame, self.training)
+
+
+def prepare(
     path: Path | None,
-    folder: Callable[[str], Path],
     given: Mapping[str, Any],
     target_name: str | None = None,
     kind: str | None = None,
     drop: tuple[str, ...] = (),
-) -> Run:
-    """Prepares a new run, and makes its folder.
+) -> Prepared:
+    """Reads the data of a training and checks its options; writes nothing.
 
     Args:
         path: a CSV file, or None for the digits.
-        folder: where the run shall be, from the data's name.
         given: the options that are not to have their defaults, by the names of ``Options``.
         target_name: the column to predict; needed for a CSV file.
         kind: "classification" or "regression" where it is not to be told from the target.
         drop: columns to leave out.
 
     Raises:
-        UserError: the data, an option or the folder cannot be used; nothing is left behind.
+        UserError: the data or an option cannot be used.
     """
     table = read_table(path)
     frame, name = _with_target(table, target_name, drop)
@@ -151,11 +164,38 @@ def start(
     )
     rows = len(table.frame) - len(frame)
     dropped = (f"left out: {rows:,} row(s) without a target",) if rows else ()
-    trainer = make_trainer(task, options, frame, training)
+    told = f"{kind}: {why}"
+    return Prepared(task, options, frame, training, (*table.notices, *dropped, *notices, told))
+
+
+def start(
+    path: Path | None,
+    folder: Callable[[str], Path],
+    given: Mapping[str, Any],
+    target_name: str | None = None,
+    kind: str | None = None,
+    drop: tuple[str, ...] = (),
+) -> Run:
+    """Prepares a new run, and makes its folder.
+
+    Args:
+        path: as for ``prepare``; so the others.
+        folder: where the run shall be, from the data's name.
+        given: the options that are not to have their defaults.
+        target_name: the column to predict.
+        kind: "classification" or "regression".
+        drop: columns to leave out.
+
+    Raises:
+        UserError: the data, an option or the folder cannot be used; nothing is left behind.
+    """
+    prepared = prepare(path, given, target_name, kind, drop)
+    task, training = prepared.task, prepared.training
+    trainer = prepared.trainer()
     settings = {
         "format": FORMAT,
         **task.to_json(),
-        "options": options.to_json(),
+        "options": prepared.options.to_json(),
         "rows": {"training": int(training.sum()), "validation": int((~training).sum())},
         "software": {
             "adamas": __version__,
@@ -164,9 +204,8 @@ def start(
             "threads": threads_for(trainer),
         },
     }
-    run_folder = _create(lambda: RunFolder(folder(table.name)), settings, trainer)
-    told = f"{kind}: {why}"
-    return Run(run_folder, settings, task, trainer, (*table.notices, *dropped, *notices, told))
+    run_folder = _create(lambda: RunFolder(folder(task.name)), settings, trainer)
+    return Run(run_folder, settings, task, trainer, prepared.notices)
 
 
 def resume(path: Path, given: Mapping[str, Any], data: Path | None = None) -> Run:
