@@ -9,6 +9,7 @@ except ImportError as error:
 
 from .convert import Converted, Report, convert_state_dict
 from .groups import decay_groups
+from .lrrange import LRRange, lr_range_test
 from .optimizer import Adam, AdamW
 from .release import step_in_backward
 
@@ -16,8 +17,10 @@ __all__ = [
     "Adam",
     "AdamW",
     "Converted",
+    "LRRange",
     "Report",
     "convert_state_dict",
     "decay_groups",
+    "lr_range_test",
     "step_in_backward",
 ]
