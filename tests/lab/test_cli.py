@@ -19,23 +19,6 @@ FAST = ("--epochs=2", "--layers=8")
 Adamas = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def adamas(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Adamas:
-    """Runs a command in an empty folder: its status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["adamas", *arguments])
-        capsys.readouterr()
-        status = cli.main()
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def test_train_resume_predict(adamas: Adamas, tmp_path: Path) -> None:
     mixed_csv(tmp_path)
     status, out, err = adamas("train", "mixed.csv", "--target", "big", "--drop=price", *FAST)
