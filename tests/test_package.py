@@ -28,6 +28,8 @@ HEAVY = {
     "scipy",
     "ml_dtypes",
     "triton",
+    "optuna",
+    "sqlalchemy",
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,6 +141,93 @@ def _train(run: Any) -> None:
     console.print(f"validation {task.target.score_name} {score}, in {last['seconds']:.1f} s")
     console.print(f"report:     {folder.report}")
     console.print(f"to predict: adamas predict {name} data.csv")
+
+
+@app.command()
+def tune(
+    task: Annotated[
+        str | None, typer.Argument(help="digits, or a CSV file.  [default: digits]")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
+    script: Annotated[
+        str | None,
+        typer.Option(
+            help="FILE.py:FUNCTION instead of a task: a function of any of lr, betas (or beta1, "
+            "beta2), eps and weight_decay that returns its loss, or yields it after each epoch."
+        ),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="In all.  [default: 30]")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Trials at once.  [default: one a processor, a quarter of all at most]"),
+    ] = None,
+    lr: Annotated[str | None, typer.Option(help="LOW,HIGH.  [default: 1e-5,0.1]")] = None,
+    beta1: Annotated[str | None, typer.Option(help="LOW,HIGH.  [default: 0.5,0.99]")] = None,
+    beta2: Annotated[str | None, typer.Option(help="LOW,HIGH.  [default: 0.9,0.9999]")] = None,
+    eps: Annotated[str | None, typer.Option(help="LOW,HIGH.  [default: 1e-10,1e-4]")] = None,
+    weight_decay: Annotated[
+        str | None, typer.Option(help="LOW,HIGH, or none at all.  [default: 1e-4,1]")
+    ] = None,
+    classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
+    regression: Annotated[bool, typer.Option("--regression", help="Force it.")] = False,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="A column to leave out; may be repeated.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="As for train; so the next.")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    schedule: Annotated[str | None, typer.Option()] = None,
+    label_smoothing: Annotated[float | None, typer.Option()] = None,
+    device: Annotated[str | None, typer.Option()] = None,
+    validation: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the search, too.  [default: 0]")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="A database that machines share, as postgresql://user@host/database."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the study in it.  [default: the task's]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The search's folder.  [default: runs/tune-NAME-NUMBER]")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="A search's folder, to continue it.")] = None,
+) -> None:
+    """Search Adam's hyperparameters for a training or for a function of yours."""
+    from . import UserError
+
+    if find_spec("optuna") is None:
+        raise UserError("adamas tune needs optuna: pip install 'adamas[lab]'")
+    from .tuning import search_anew, search_on
+
+    if classification and regression:
+        raise UserError("--classification and --regression exclude each other: give one of them")
+    given = _given(
+        layers=_numbers("--layers", layers, int),
+        epochs=epochs,
+        batch_size=batch_size,
+        schedule=schedule,
+        label_smoothing=label_smoothing,
+        seed=seed,
+        device=device,
+        validation=validation,
+    )
+    ranges = _given(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+    what = _given(
+        task=task,
+        script=script,
+        target=target,
+        kind="classification" if classification else "regression" if regression else None,
+        drop=tuple(drop) if drop else None,
+    )
+    where = _given(trials=trials, jobs=jobs, storage=storage)
+    if resume is None:
+        places = _given(name=name, out=out)
+        status = search_anew(what, ranges, given, {**where, **places})
+    else:
+        fixed = {**what, **ranges, **given, **_given(name=name, out=out)}
+        status = search_on(resume, where, fixed)
+    raise typer.Exit(status)
 
 
 @app.command()
