@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import UserError
-from .options import parse_numbers
+from .numbers import parse_numbers
 
 if TYPE_CHECKING:
     from optuna import Trial
