@@ -20,7 +20,7 @@ def main() -> int:
         _print(f"the command line needs {', '.join(missing)}: pip install 'adamas[lab]'")
         return 1
     from .lab import TrainingError, UserError, out_of_memory
-    from .lab.commands import run
+    from .lab.app import run
 
     try:
         return run()

@@ -1,4 +1,4 @@
-"""The commands: their options, and what they print."""
+"""The commands that train and predict: their options, and what they print."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    help="Adam at the speed of memory: train, predict, convert and measure.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from .app import app
 
 
 @app.command()
@@ -264,147 +259,6 @@ def predict(
         typer.echo(f"{prediction.score_name} {score} on {rows} with a target", err=True)
 
 
-@app.command()
-def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint of torch.save.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the new one.")],
-    to: Annotated[str, typer.Option(help="torch or adamas, which load the same files.")] = "torch",
-    like: Annotated[
-        Path | None,
-        typer.Option(help="A checkpoint of the optimizer that it is for, to match it with."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Under which key the file has the optimizer's state.")
-    ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Convert what matches, and say what does not.")
-    ] = False,
-    decoupled: Annotated[
-        bool | None,
-        typer.Option(
-            "--decoupled/--coupled",
-            help="Whether the weight decay is AdamW's.  [default: as the source says]",
-        ),
-    ] = None,
-) -> None:
-    """Convert the state of another Adam optimizer to torch.optim's and adamas's."""
-    from .convert import convert_file
-
-    typer.echo(str(convert_file(source, out, to, like, key, not partial, decoupled)))
-    typer.echo(f"{'written':<13}{out}")
-
-
-@app.command()
-def memory(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A parameter count (124M, 7B, 1e9), a .safetensors file, a state dictionary of "
-            "torch.save, or a run's folder."
-        ),
-    ],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, bfloat16 or float16.  [default: the model's; of a count, float32]"
-        ),
-    ] = None,
-    gradients: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16 or float16.  [default: as the weights]"),
-    ] = None,
-    master_bits: Annotated[
-        int | None, typer.Option(help="Of 16-bit weights: 32, 24 or 16.  [default: 32]")
-    ] = None,
-    amsgrad: Annotated[bool, typer.Option("--amsgrad", help="Keep its moment too.")] = False,
-    key: Annotated[
-        str | None, typer.Option(help="Under which key the file has the model's state.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print bytes, as JSON.")] = False,
-) -> None:
-    """Show what Adam keeps in memory to train a model, by format, and what fits here."""
-    from .memory import measure
-
-    measured = measure(model, weights, gradients, master_bits, amsgrad, key)
-    if as_json:
-        typer.echo(measured.to_json())
-    else:
-        measured.print()
-
-
-@app.command()
-def explain(
-    problem: Annotated[
-        str | None,
-        typer.Option(help="quadratic, ravine, tilted, noisy or sparse.", show_default="quadratic"),
-    ] = None,
-    gradients: Annotated[
-        str | None,
-        typer.Option(help="Gradients given by hand instead, such as 1,0,-2; they repeat."),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(help="Where to begin, such as -1.5,1.", show_default="the problem's"),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="From 1 to 1000.",
-            show_default="10, and 60 in the page; or all given gradients",
-        ),
-    ] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.1,
-    beta1: Annotated[float, typer.Option(help="Decay rate of m.")] = 0.9,
-    beta2: Annotated[float, typer.Option(help="Decay rate of v.")] = 0.999,
-    eps: Annotated[float, typer.Option(help="Added to the denominator.")] = 1e-8,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled, as in AdamW.")] = 0.0,
-    coupled: Annotated[
-        bool, typer.Option("--coupled", help="Add the decay to the gradient, as in Adam.")
-    ] = False,
-    amsgrad: Annotated[
-        bool, typer.Option("--amsgrad", help="Divide by the largest v so far.")
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="A page to write, where every number has a slider.")
-    ] = None,
-) -> None:
-    """Step through Adam on a few numbers, with every quantity of its equation."""
-    from ..hyper import Hyper
-    from . import UserError
-    from .explain import prepare, show
-
-    try:
-        hyper = Hyper(
-            lr, (beta1, beta2), eps, weight_decay, amsgrad, decoupled_weight_decay=not coupled
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    show(prepare(hyper, problem, gradients, start, steps), html)
-
-
-@app.command()
-def bench(
-    shapes: Annotated[
-        list[str] | None, typer.Option("--shape", help="A workload; may be repeated.")
-    ] = None,
-    peers: Annotated[
-        list[str] | None, typer.Option("--peer", help="An optimizer; may be repeated.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="Turns of each optimizer.")] = 15,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    out: Annotated[Path | None, typer.Option(help="A folder for step.json and step.html.")] = None,
-    scaling: Annotated[bool, typer.Option(help="Also time 10^3 to 10^8 parameters.")] = True,
-) -> None:
-    """Measure a step of adamas and of every other AdamW installed."""
-    from . import UserError
-    from .benchmark import bench
-
-    try:
-        bench(shapes or None, peers or None, rounds, dtype, out, scaling)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -413,29 +267,3 @@ def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> An
     from .numbers import parse_numbers
 
     return None if text is None else parse_numbers(option, text, kind)
-
-
-def run() -> int:
-    """Runs the command that was typed.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        UserError: the command line is wrong, or what it asks for.
-        KeyboardInterrupt: it was stopped before there was anything to save.
-    """
-    from . import UserError
-
-    try:
-        return app(standalone_mode=False) or 0
-    except typer.Abort:
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        # The class is click's or typer's own, depending on typer's version.
-        if not hasattr(error, "format_message"):
-            raise
-        message = error.format_message()
-        if not message:  # the help was asked for by giving no command, and is printed
-            return 2
-        raise UserError(f"{message.rstrip('.')}: see --help") from None

@@ -1,0 +1,38 @@
+"""The command line as a whole: what every command belongs to, and what runs the one typed."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    help="Adam at the speed of memory: train, predict, convert and measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def run() -> int:
+    """Runs the command that was typed.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: the command line is wrong, or what it asks for.
+        KeyboardInterrupt: it was stopped before there was anything to save.
+    """
+    from . import UserError, commands, tools  # noqa: F401  # which add themselves
+
+    try:
+        return app(standalone_mode=False) or 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # The class is click's or typer's own, depending on typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if not message:  # the help was asked for by giving no command, and is printed
+            return 2
+        raise UserError(f"{message.rstrip('.')}: see --help") from None
