@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import typer
 
+from . import UserError
+from .commands import predict, train, tune
+from .tools import bench, convert, explain, memory
+
 app = typer.Typer(
     help="Adam at the speed of memory: train, predict, convert and measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+for _command in (train, tune, predict, convert, memory, explain, bench):
+    app.command()(_command)
 
 
 def run() -> int:
@@ -22,8 +28,6 @@ def run() -> int:
         UserError: the command line is wrong, or what it asks for.
         KeyboardInterrupt: it was stopped before there was anything to save.
     """
-    from . import UserError, commands, tools  # noqa: F401  # which add themselves
-
     try:
         return app(standalone_mode=False) or 0
     except typer.Abort:

@@ -9,10 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import app
 
-
-@app.command()
 def train(
     data: Annotated[
         Path | None, typer.Argument(help="A CSV file; handwritten digits without one.")
@@ -138,7 +135,6 @@ def _train(run: Any) -> None:
     console.print(f"to predict: adamas predict {name} data.csv")
 
 
-@app.command()
 def tune(
     task: Annotated[
         str | None, typer.Argument(help="digits, or a CSV file.  [default: digits]")
@@ -225,7 +221,6 @@ def tune(
     raise typer.Exit(status)
 
 
-@app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     data: Annotated[Path, typer.Argument(help="A CSV file with the columns of the training.")],

@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app
 
-
-@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint of torch.save.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the new one.")],
@@ -40,7 +37,6 @@ def convert(
     typer.echo(f"{'written':<13}{out}")
 
 
-@app.command()
 def memory(
     model: Annotated[
         str,
@@ -78,7 +74,6 @@ def memory(
         measured.print()
 
 
-@app.command()
 def explain(
     problem: Annotated[
         str | None,
@@ -128,7 +123,6 @@ def explain(
     show(prepare(hyper, problem, gradients, start, steps), html)
 
 
-@app.command()
 def bench(
     shapes: Annotated[
         list[str] | None, typer.Option("--shape", help="A workload; may be repeated.")
