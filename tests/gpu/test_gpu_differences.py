@@ -70,6 +70,27 @@ def test_norms_that_are_kept(device: torch.device) -> None:
     assert len({float(norm) for norm in norms}) == 3  # type: ignore[arg-type]
 
 
+def test_the_norm_after_a_step_that_raised(device: torch.device) -> None:
+    """Is that of the last one, and so it is where the next is skipped."""
+
+    def scenario(device: torch.device) -> Iterator[Any]:
+        optimizer, params = pair(device, max_grad_norm=1.0)
+        give(params, 0)
+        optimizer.step()
+        yield record(optimizer)
+        optimizer.param_groups[0]["lr"] = -1.0
+        give(params, 1)
+        with pytest.raises(ValueError, match="lr must be"):
+            optimizer.step()
+        yield record(optimizer)
+        optimizer.param_groups[0]["lr"] = 0.1
+        scale(optimizer, 1.0, 1)
+        optimizer.step()
+        yield record(optimizer)
+
+    assert_same(scenario, device)
+
+
 def test_statistics_after_a_scheduler(device: torch.device) -> None:
     def scenario(device: torch.device) -> Iterator[Any]:
         optimizer, params = pair(device, max_grad_norm=1.0)

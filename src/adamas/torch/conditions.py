@@ -32,7 +32,10 @@ def request_of(optimizer: Adam) -> Request | None:
 
 
 def outcome_on(optimizer: Adam, device: torch.device) -> Outcome:
-    """Where steps on a device tell what they found out; what was known before stays."""
+    """Where the next step on a device tells what it finds out; what was known before stays.
+
+    The optimizer shows it only once the step is on its way; see ``show``.
+    """
     outcome = optimizer._outcome
     if outcome is None or outcome.results.device != device:
         results = torch.full((2,), math.nan, dtype=torch.float64, device=device)
@@ -40,7 +43,6 @@ def outcome_on(optimizer: Adam, device: torch.device) -> Outcome:
         outcome = Outcome(results, results, results.new_zeros((), dtype=torch.int64), graphs)
     if optimizer.skipped_steps is not outcome.skipped:
         outcome.skipped.fill_(optimizer.skipped_steps)
-        optimizer.skipped_steps = outcome.skipped
     if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
         if not isinstance(optimizer.last_grad_norm, Tensor):
             known = optimizer.last_grad_norm
@@ -50,13 +52,21 @@ def outcome_on(optimizer: Adam, device: torch.device) -> Outcome:
         captures = any(group["capturable"] for group in optimizer.param_groups)
         own = outcome.results if captures else torch.empty_like(outcome.last)
         outcome = outcome._replace(results=own, last=outcome.results)
-        optimizer.last_grad_norm = outcome.results[0]
-    optimizer._outcome = outcome
     return outcome
 
 
-def factors_of(optimizer: Adam, plan: Plan) -> tuple[float, float] | None:
-    """What unscales and what clips the gradients of a step, None if it is to be skipped."""
+def show(optimizer: Adam, outcome: Outcome) -> None:
+    """Lets an optimizer's attributes be what its last step tells."""
+    optimizer._outcome, optimizer.skipped_steps = outcome, outcome.skipped
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+        optimizer.last_grad_norm = outcome.results[0]
+
+
+def factors_of(optimizer: Adam, plan: Plan) -> tuple[float, float, float | None] | None:
+    """What unscales and what clips the gradients of a step, None if it is to be skipped.
+
+    And their norm, where it is to be known.
+    """
     found_inf, grad_scale = _of_scaler(optimizer)
     if found_inf is not None and bool(found_inf):  # it is the number 0 without gradients
         return None
@@ -64,13 +74,12 @@ def factors_of(optimizer: Adam, plan: Plan) -> tuple[float, float] | None:
     unscale = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().item()
     max_norm, skip_nonfinite = optimizer.max_grad_norm, optimizer.skip_nonfinite
     if max_norm is None and not skip_nonfinite:
-        return unscale, 1.0
+        return unscale, 1.0, None
     check_clipping(optimizer.param_groups, max_norm)
     norm = math.sqrt(plan.squared_norm(unscale))
     if skip_nonfinite and not math.isfinite(norm) and not plan.finite(unscale):
         return None
-    optimizer.last_grad_norm = norm
-    return unscale, 1.0 if max_norm is None else clip_factor(norm, max_norm)
+    return unscale, 1.0 if max_norm is None else clip_factor(norm, max_norm), norm
 
 
 def skips(optimizer: Adam) -> bool:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as _torch
 
 from .checkpoint import Match, pack, unpack
-from .conditions import factors_of, outcome_on, request_of, skips
+from .conditions import factors_of, outcome_on, request_of, show, skips
 from .footprint import Memory
 from .gpu import Outcome, Request, needs
 from .hyperparameters import check_clipping, check_own, hyper_of
@@ -249,12 +249,17 @@ class Adam(Optimizer):
         measure = self._history.measuring
         if request is not None and plan.alone and not skips(self):
             outcome = outcome_on(self, plan.alone.device)
-            return plan.step_guarded(groups, request, outcome, measure)
+            found = plan.step_guarded(groups, request, outcome, measure)
+            show(self, outcome)  # what a step that raises has found nobody sees
+            return found
         factors = factors_of(self, plan)
         if factors is None:
             self.skipped_steps += 1
             return None
-        return plan.step(groups, *factors, measure)
+        unscale, clip, norm = factors
+        done = plan.step(groups, unscale, clip, measure)
+        self.last_grad_norm = self.last_grad_norm if norm is None else norm
+        return done
 
     def state_dict(self) -> dict[str, Any]:
         """The states and groups in the form of ``torch.optim.Adam``'s, which loads them.
