@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from devices import assert_same, give, record, set_grad, weights
 from torch import nn
 
 from adamas.torch import Adam
+from adamas.torch.gpu import executor, launches
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.staging import Staging
 
@@ -246,3 +248,33 @@ def test_addresses_that_could_not_be_sent_are_sent_again(
     expected = 0.9 * optimizer.state[params[0]]["exp_avg"] + 0.1 * params[0].grad
     optimizer.step()
     assert torch.allclose(optimizer.state[params[0]]["exp_avg"], expected), len(old)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"capturable": True}])
+def test_row_7_all_is_sent_while_the_device_is_current(
+    options: dict[str, Any], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REGRESSIONS 7: else the event after a copy is another device's, and tells nothing of it."""
+    depth, sent, original = 0, 0, Staging.send
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        nonlocal depth
+        depth += 1
+        yield
+        depth -= 1
+
+    def send(*arguments: Any) -> None:
+        nonlocal sent
+        assert depth
+        sent += 1
+        original(*arguments)
+
+    for module in (executor, launches):
+        monkeypatch.setattr(module, "current", current)
+    monkeypatch.setattr(Staging, "send", send)
+    optimizer, params = pair(device, **options)
+    for t in range(2):
+        give(params, t)
+        optimizer.step()
+    assert sent

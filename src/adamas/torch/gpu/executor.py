@@ -65,7 +65,8 @@ class Executor:
         """From now on, the device counts the steps, for it may skip some."""
         table = self._table
         guard = self._guarded()
-        guard.count([state["step"] for state in table.states], self._set_of)
+        with current(self.device):
+            guard.count([state["step"] for state in table.states], self._set_of)
         table.count_on_device(guard.steps)
         self.counts = True
 
