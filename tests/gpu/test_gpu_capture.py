@@ -166,6 +166,30 @@ def test_a_replay_keeps_the_numbers_that_it_was_captured_with(
     twins.follow()
 
 
+def test_an_eager_step_between_replays_that_needs_another_plan(device: torch.device) -> None:
+    """The graph keeps its memory, and both count the same steps."""
+    twins = Twins(device, lr=0.1)
+    for _ in range(WARM):
+        twins.eager(moved=False)
+    twins.give(moved=False)
+    replay = capture(twins.there.step, device)
+    assert twins.there._plan
+    assert twins.there._plan.alone
+    assert twins.there._outcome
+    launches = twins.there._plan.alone._launches
+    for _ in range(2):
+        replay()
+        twins.follow()
+        for max_norm in (1e-2, None):
+            for optimizer in (twins.here, twins.there):
+                optimizer.max_grad_norm = max_norm
+            if max_norm:
+                twins.eager(moved=False)
+        twins.here.last_grad_norm = twins.there.last_grad_norm
+        assert any(kept is launches for _, kept, _ in twins.there._outcome.graphs)
+        twins.give(moved=False)
+
+
 def test_an_eager_step_between_replays_with_a_gradient_that_is_not_aligned(
     device: torch.device,
 ) -> None:

@@ -120,11 +120,14 @@ class Executor:
     ) -> None:
         table, capturing = self._table, is_capturing(self.device)
         if self._launches.captured and not capturing:
-            self._leave_to_graph(outcome)
+            self._leave_to_graph()
         launches, guard = self._launches, self._guarded()
+        new_to_graphs = capturing and not launches.captured
         if table.changed or capturing:
             launches.place(table.steps >= 0, capturing)
             table.changed = False
+        if new_to_graphs:  # which replays it whatever becomes of the plan
+            outcome.graphs.append((table, launches, guard))
         if coefficients is not None:
             launches.coefficients = launches.sent(coefficients, launches.coefficients)
         guard.run(request, outcome, hypers, capturing)
@@ -132,10 +135,9 @@ class Executor:
             usual = hypers is not None and request.is_plain and _usual(hypers)
             launches.launch(guard.skip, usual)
 
-    def _leave_to_graph(self, outcome: Outcome) -> None:
+    def _leave_to_graph(self) -> None:
         """Goes on in memory of its own, for replays read what is in this, and write it."""
         table, guard = self._table, self._guarded()
-        outcome.graphs.append((table, self._launches, guard))
         self._launches = Launches(table.rows, self.device)
         self._guard = guard.after(self._launches)
         table.changed = True

@@ -43,7 +43,10 @@ class Guard:
 
     def count(self, steps: Sequence[int | Tensor], set_of: NDArray[np.int64]) -> None:
         """Takes over the counts of steps, and of each row which set of hyperparameters it has."""
-        if all(isinstance(step, Tensor) for step in steps):
+        together = _whole_of(steps)
+        if together is not None:  # a graph may go on counting there
+            self.steps = together
+        elif all(isinstance(step, Tensor) for step in steps):
             torch.stack([step.to(torch.int64) for step in steps], out=self.steps)  # type: ignore[union-attr]
         else:
             numbers = np.array([int(step) for step in steps], np.int64)
@@ -110,3 +113,15 @@ class Guard:
             alignment=16 if launches.aligned else 1,
             multiprocessors=self._multiprocessors,
         )
+
+
+def _whole_of(steps: Sequence[int | Tensor]) -> Tensor | None:
+    """The tensor of which these are all elements, one after the other, None if there is none."""
+    base = steps[0]._base if isinstance(steps[0], Tensor) else None
+    if base is None or base.shape != (len(steps),):
+        return None
+    in_order = all(
+        isinstance(step, Tensor) and step._base is base and step.storage_offset() == i
+        for i, step in enumerate(steps)
+    )
+    return base if in_order else None
