@@ -174,6 +174,22 @@ def test_a_stream_of_ones_own(device: torch.device) -> None:
     assert_same(scenario, device)
 
 
+def test_a_scale_that_is_elsewhere(device: torch.device) -> None:
+    """Where the loss is, which need not be where the parameters are."""
+
+    def scenario(device: torch.device) -> Iterator[Any]:
+        params = weights(SHAPES, device)
+        optimizer = AdamW(params, lr=0.1)
+        for t in range(3):
+            give(params, t, scale=4.0)
+            optimizer.grad_scale = torch.tensor([4.0])  # type: ignore[attr-defined]
+            optimizer.found_inf = torch.tensor([float(t == 1)])  # type: ignore[attr-defined]
+            optimizer.step()
+            yield record(optimizer)
+
+    assert_same(scenario, device)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
 def test_row_7_another_device_than_the_current_one(device: torch.device) -> None:
     """REGRESSIONS 7: all on one that is not current, then one parameter on each."""

@@ -105,14 +105,18 @@ class Guard:
             outcome.results,
             outcome.last,
             outcome.skipped,
-            grad_scale=request.grad_scale,
-            found_inf=request.found_inf,
+            grad_scale=self._here(request.grad_scale),
+            found_inf=self._here(request.found_inf),
             norm=request.max_grad_norm is not None,
             skip_nonfinite=request.skip_nonfinite,
             device_steps=hypers is not None,
             alignment=16 if launches.aligned else 1,
             multiprocessors=self._multiprocessors,
         )
+
+    def _here(self, tensor: Tensor | None) -> Tensor | None:
+        """What a gradient scaler keeps where the loss is, which may be another device."""
+        return None if tensor is None else tensor.to(self._device, non_blocking=True)
 
 
 def _whole_of(steps: Sequence[int | Tensor]) -> Tensor | None:
