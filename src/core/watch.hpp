@@ -25,11 +25,12 @@ class Watch {
   // Bits of look()'s answer.
   enum : int { moved = 1, strange = 2, changed = 4, uneven = 8 };
 
-  // `states` are dictionaries with an int as `step`, or a tensor that counts on a device, and `moments` the keys of the tensors in each
-  // that a step writes, in the order of a row's columns. `shim` is None or the C shim: what makes a
-  // handle of a tensor, and the addresses of what tells where a handle's tensor lies and of what
-  // gives a handle back. `wrapper` is None or the class of tensors that are wrappers: what counts
-  // of one is its `_local_tensor`, and a gradient must have its parameter's `_spec`.
+  // `states` are dictionaries with an int as `step`, or a tensor that counts on a device, and
+  // `moments` the keys of the tensors in each that a step writes, in the order of a row's columns.
+  // `shim` is None or the C shim: what makes a handle of a tensor, and the addresses of what tells
+  // where a handle's tensor lies and of what gives a handle back. `wrapper` is None or the class of
+  // tensors that are wrappers: what counts of one is its `_local_tensor`, and a gradient must have
+  // its parameter's `_spec`.
   Watch(nanobind::capsule exchange_api, nanobind::list params, nanobind::list states,
         nanobind::list moments, nanobind::object shim, nanobind::object wrapper);
   Watch(const Watch&) = delete;

@@ -28,8 +28,8 @@ class Adam(Optimizer):
 
     The equation is ``adamas.equations.adam``, and its bits are the same whatever steps it. The C++
     core steps, all in one call, the parameters that lie dense on the CPU in float32, float64,
-    bfloat16, float16 or complex pairs; slower ways step any others: other dtypes and devices, views
-    with gaps, tensor subclasses.
+    bfloat16, float16 or complex pairs; Triton kernels those on a GPU, in one launch for all of a
+    type; slower ways step any others: other dtypes and devices, views with gaps, tensor subclasses.
 
     Args:
         params: parameters, named parameters, or parameter groups.

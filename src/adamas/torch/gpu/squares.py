@@ -20,7 +20,7 @@ _STORED = tl.constexpr((tl.float32, tl.float64, tl.uint16, tl.float16))
 
 _LANES = tl.constexpr(512)  # sums that a program keeps, each in two float64
 _ADDENDS = tl.constexpr(8)  # squares that are added up before such a sum gets them
-_ERROR = tl.constexpr(2.0**-50)  # bounds that of the estimate, relative to it: see estimate()
+_ERROR = tl.constexpr(2.0**-50)  # bounds that of the estimate, relative to it: see rounded_sum()
 
 _INFINITY = tl.constexpr(float("inf"))
 _LARGE, _LARGE_UNIT = tl.constexpr(2.0**900), tl.constexpr(2.0**64)
