@@ -12,9 +12,9 @@ import pytest
 import torch
 from devices import assert_equal, core, numbers, params_of, record, weights
 from graphs import capture, tensors_on_device
-from torch import Tensor
+from torch import Tensor, nn
 
-from adamas.torch import AdamW
+from adamas.torch import AdamW, plan
 
 pytestmark = pytest.mark.gpu
 
@@ -237,3 +237,22 @@ def test_a_capture_that_has_to_build_says_so(device: torch.device) -> None:
     with pytest.raises(RuntimeError):
         capture(step, device)
     assert "make three steps" in told[0]
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_capture_of_what_the_host_counts_is_refused(
+    capturable: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a view with gaps plain operations would be repeated, with one step's bias corrections."""
+    whole = nn.Parameter(numbers((5,), 0).to(device))
+    gaps = nn.Parameter(numbers((5, 2), 1).to(device)[:, 0])
+    optimizer = AdamW([whole, gaps], lr=0.1, capturable=capturable)
+    for p in (whole, gaps):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = record(optimizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "is_capturing", lambda device: True)
+        with pytest.raises(RuntimeError, match="parameter 1 of group 0 cannot be captured"):
+            optimizer.step()
+    assert_equal(record(optimizer), before, "afterwards")

@@ -16,6 +16,7 @@ from ..interrupts import deferred
 from . import copied, cpu, gpu, plain
 from .gpu import Needs
 from .gpu.offload import Offload
+from .gpu.staging import is_capturing
 from .gradnorm import Part, rows_of, squared_norm
 from .home import offloads
 from .hyperparameters import hyper_of, snapshot
@@ -188,6 +189,7 @@ class Plan:
         Returns:
             What was found, if so.
         """
+        self._refuse_capture()
         hypers = [hyper_of(group) for group in groups]
         grads, self._grads = self._grads, []
         steps = [table.steps.copy() for table in self._tables]
@@ -244,6 +246,16 @@ class Plan:
         """What a step of all that were ever stepped would have gone by."""
         entries = [e for e in (*self._fast, *self._plain) if int(e.state["step"])]
         return Taken([], np.zeros(0, np.int64), entries, [hyper_of(group) for group in groups])
+
+    def _refuse_capture(self) -> None:
+        stepped = [entry for entry, _ in self._grads]
+        for entry in (*stepped, *(table.entries[0] for table in self._on_gpu)):
+            if is_capturing(local(entry.param).device):
+                raise RuntimeError(
+                    f"the step of {entry.name} cannot be captured in a graph, which would repeat "
+                    "the numbers that the host has found for this one: give capturable=True, with "
+                    "all parameters dense on one GPU and Triton installed, or step outside of it"
+                )
 
     def _step_tables(
         self, hypers: list[Hyper], unscale: float, clip: float, measure: bool
