@@ -278,3 +278,27 @@ def test_row_7_all_is_sent_while_the_device_is_current(
         give(params, t)
         optimizer.step()
     assert sent
+
+
+def test_an_interrupt_between_two_tables(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waits until the other is stepped, too: its state is on the host."""
+    params = weights([(5,), (3,)], device)
+    optimizer = Adam([{"params": params[0]}, {"params": params[1], "offload": "cpu"}], lr=0.1)
+    original = executor.Executor.step
+
+    def step(self: Any, *arguments: Any) -> Any:
+        found = original(self, *arguments)
+        signal.raise_signal(signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(executor.Executor, "step", step)
+    give(params, 0)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # not so in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert [int(optimizer.state[p]["step"]) for p in params] == [1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -264,13 +265,14 @@ class Plan:
         for away in self._away.values():
             away.prepare()
         found = []
-        for table, coefficients in zip(self._tables, wanted, strict=True):
-            if table in self._away:
-                found += self._away[table].step(coefficients, measure)
-            elif table in self._on_gpu:
-                found += self._on_gpu[table].step(coefficients, unscale, measure)
-            else:
-                found += cpu.step(table, coefficients, measure)
+        with deferred() if len(self._tables) > 1 else nullcontext():
+            for table, coefficients in zip(self._tables, wanted, strict=True):
+                if table in self._away:
+                    found += self._away[table].step(coefficients, measure)
+                elif table in self._on_gpu:
+                    found += self._on_gpu[table].step(coefficients, unscale, measure)
+                else:
+                    found += cpu.step(table, coefficients, measure)
         return found
 
 
