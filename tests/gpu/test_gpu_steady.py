@@ -13,7 +13,7 @@ import pytest
 import torch
 from devices import give, weights
 
-from adamas.torch import AdamW
+from adamas.torch import AdamW, step_in_backward
 from adamas.torch.gpu import kernels, prepare
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.launches import Launches
@@ -105,6 +105,22 @@ def test_a_step_whose_gradients_have_moved(
         optimizer.step()
     placed = cost | {"place": 1, "bytes": cost.get("bytes", 0) + 2 * 8 * len(SHAPES)}
     assert dict(done) == placed
+
+
+@pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=["plain", "captures"])
+def test_steps_in_backward_build_nothing(
+    options: dict[str, Any], device: torch.device, done: Counter[str]
+) -> None:
+    """Each parameter's plan and that of all leave one another's counts where they are."""
+    params = weights(SHAPES, device)
+    optimizer = AdamW(params, lr=0.1, **options)
+    step_in_backward(optimizer)
+    for t in range(5):
+        if t == 2:
+            done.clear()
+        sum((p * p).sum() for p in params).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    assert (done["plan"], done["build"]) == (0, 0)
 
 
 def test_gradients_that_come_and_go_build_nothing(device: torch.device, done: Counter[str]) -> None:

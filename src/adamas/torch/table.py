@@ -112,7 +112,8 @@ class Table:
     def count_on_device(self, steps: Tensor) -> None:
         """Lets a tensor on the device, with an element for each parameter, count the steps."""
         for state, step in zip(self.states, steps.unbind(), strict=True):
-            state["step"] = step
+            if not _is_at(state["step"], step):  # another plan's watch knows the one that is there
+                state["step"] = step
         self._watch = watch(self.params, self.states, self._keys)
         self.set_of = np.arange(len(self.params))  # each has coefficients of its own
         self.rows[:, native.COEFFICIENTS] = self.set_of
@@ -214,3 +215,7 @@ class Table:
         ended = np.searchsorted(self._highs, addresses, "right")
         overlapping: NDArray[np.bool_] = (begun > ended) & (addresses != 0)
         return overlapping
+
+
+def _is_at(count: object, step: Tensor) -> bool:
+    return isinstance(count, Tensor) and count.data_ptr() == step.data_ptr()

@@ -44,7 +44,7 @@ class Guard:
     def count(self, steps: Sequence[int | Tensor], set_of: NDArray[np.int64]) -> None:
         """Takes over the counts of steps, and of each row which set of hyperparameters it has."""
         together = _whole_of(steps)
-        if together is not None:  # a graph may go on counting there
+        if together is not None:  # a graph may go on counting there, or another plan
             self.steps = together
         elif all(isinstance(step, Tensor) for step in steps):
             torch.stack([step.to(torch.int64) for step in steps], out=self.steps)  # type: ignore[union-attr]
@@ -120,11 +120,14 @@ class Guard:
 
 
 def _whole_of(steps: Sequence[int | Tensor]) -> Tensor | None:
-    """The tensor of which these are all elements, one after the other, None if there is none."""
-    base = steps[0]._base if isinstance(steps[0], Tensor) else None
-    if base is None or base.shape != (len(steps),):
+    """The counts of another guard, if these are all of them in order, or one of them; else None."""
+    first = steps[0]
+    base = first._base if isinstance(first, Tensor) else None
+    if base is None or not isinstance(first, Tensor):
         return None
-    in_order = all(
+    if len(steps) == 1:
+        return first.reshape(1)
+    in_order = base.shape == (len(steps),) and all(
         isinstance(step, Tensor) and step._base is base and step.storage_offset() == i
         for i, step in enumerate(steps)
     )

@@ -123,6 +123,7 @@ def launch(
         "found_inf",
         "settings",
         "hypers",
+        "steps",
         "results",
         "last",
     ],
