@@ -14,7 +14,8 @@ from torch import Tensor
 
 from adamas import formats, native, reference
 from adamas.hyper import Hyper
-from adamas.torch.gpu import launches
+from adamas.torch.gpu import kernels, launches
+from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.launches import Launches
 
 pytestmark = pytest.mark.gpu
@@ -321,3 +322,22 @@ def test_kept_hashes(case: Any, device: torch.device) -> None:
         arrays = {k: found[k].view(v.dtype) for k, v in one.state.items() if k != "step"}
         results.append((found["param"].view(one.param.dtype), {"step": 60} | arrays))
     assert digest(results) == hashes()[case.name]
+
+
+def test_row_5_where_chunks_lie_beyond_2_to_the_32_elements(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REGRESSIONS 5: addresses and positions, of memory that need not be there."""
+    monkeypatch.setattr(Launcher, "__call__", lambda *_, **__: None)
+    rows, size = native.table(1), 2**32 + 1
+    columns = [native.PARAM, native.GRAD, native.EXP_AVG, native.EXP_AVG_SQ]
+    begin = np.array([1 << 40, 1 << 41, 1 << 42, 1 << 43])
+    rows[0, columns], rows[0, native.SIZE] = begin, size
+    rows[0, native.TYPES] = native.types("bfloat16", "bfloat16", "int4")
+    there = Launches(rows, device)
+    there.place()
+    last = there.chunks[-1].cpu().numpy()
+    bytes_before = np.array([2 * 2**32, 2 * 2**32, 2**32, 2**32 // 64 * 6])
+    assert last[columns].tolist() == (begin + bytes_before).tolist()
+    assert last[native.SIZE] == 1
+    assert last[kernels.FIRST.value] == last[kernels.BEGIN.value] == 2**32
