@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 import tracemalloc
+import warnings
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 import torch
 from devices import give, weights
 
-from adamas.torch import AdamW, step_in_backward
+from adamas.torch import AdamW, gpu, step_in_backward
 from adamas.torch.gpu import kernels, prepare
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.launches import Launches
@@ -177,3 +180,19 @@ def test_pinned_memory_is_used_in_turn(device: torch.device) -> None:
             torch.cuda.synchronize()
     assert target.tolist() == [99] * 64
     assert len(staging._slots) <= 20
+
+
+@pytest.mark.parametrize(
+    ("version", "takes"), [("3.6.0", True), ("4.0", True), ("3.5.1", False), (None, False)]
+)
+def test_triton_is_missing_or_old(
+    version: str | None, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = None if version is None else SimpleNamespace(__version__=version)
+    monkeypatch.setitem(sys.modules, "triton", module)  # None: as if it were not installed
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert gpu._has_triton.__wrapped__() == takes
+    assert [f"Triton {version}" in str(w.message) or version is None for w in told] == (
+        [] if takes else [True]
+    )

@@ -27,7 +27,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """A GPU, or the CPU in its place: then the core steps what is not offloaded."""
     if request.param == "cpu":
         monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
-        monkeypatch.setattr(gpu, "_is_installed", lambda: False)
+        monkeypatch.setattr(gpu, "_has_triton", lambda: False)
     monkeypatch.setattr(offload, "CHUNK", CHUNK)
     monkeypatch.setattr(chunks, "SMALL", 600)
     return str(request.param)

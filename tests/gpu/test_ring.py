@@ -111,7 +111,7 @@ class Late:
 def test_copies_as_late_as_can_be(moments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read before it has come, or written over before it has gone."""
     monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
-    monkeypatch.setattr(gpu, "_is_installed", lambda: False)
+    monkeypatch.setattr(gpu, "_has_triton", lambda: False)
     monkeypatch.setattr(offload, "CHUNK", 4096)
     monkeypatch.setattr(chunks, "SMALL", 600)
     monkeypatch.setattr(ring, "_Host", Late)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 DEVICES = {"cuda", "xpu"}  # AMD's are "cuda" in torch
+OLDEST = [3, 6]  # Triton
 
 
 class Request(NamedTuple):
@@ -63,16 +63,25 @@ class Outcome(NamedTuple):
 
 def takes(device: torch.device) -> bool:
     """Whether tensors on a device are stepped by the kernels."""
-    return device.type in DEVICES and _is_installed()
+    return device.type in DEVICES and _has_triton()
 
 
 @cache
-def _is_installed() -> bool:
-    if find_spec("triton") is not None:
+def _has_triton() -> bool:
+    """Whether there is a Triton for which the kernels were written; if not, it says so once."""
+    try:
+        import triton
+
+        found = f"Triton {triton.__version__}"
+        numbers = [int(number) for number in triton.__version__.split(".")[:2]]
+    except (ImportError, ValueError) as error:
+        found, numbers = f"none that can be used ({error})", []
+    if numbers >= OLDEST:
         return True
     warnings.warn(
-        "adamas steps parameters on a GPU in Triton kernels, and Triton is not installed: until it "
-        "is, with `pip install triton`, plain torch operations and the core on copies step them",
+        f"adamas steps parameters on a GPU in kernels for Triton {'.'.join(map(str, OLDEST))} or "
+        f"newer, and found {found}: until a newer one is installed, as newer versions of PyTorch "
+        "bring it, plain torch operations and the core on copies step them, slowly",
         stacklevel=2,
     )
     return False
