@@ -96,7 +96,7 @@ struct Codec {
     std::int16_t level[group];
     for (int j = 0; j < group; ++j) {
       const auto more = static_cast<std::uint16_t>(words[j] + 16);
-      code[j] = static_cast<std::uint16_t>(more * 241) >> 12;  // by 17
+      code[j] = static_cast<std::uint16_t>(std::uint32_t{more} * 3856 >> 16);  // by 17
       const auto m = static_cast<std::int16_t>(words[j] - 17 * code[j] + 8);
       level[j] = static_cast<std::int16_t>(m * ((m < 0 ? -m : m) + 8));
     }
