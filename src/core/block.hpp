@@ -89,6 +89,7 @@ class Placed {
       const auto index = static_cast<std::uint32_t>(base + within);
       first_[j] = *dithers.first(index);
       second_[j] = *dithers.second(index);
+      rests_[j] = *dithers.rests(index);
       levels_[j] = *dithers.levels(index);
       if (j % group == 0) starts_[j / group] = index;
       if (++within == row.run) within = 0, base += row.stride;
@@ -104,6 +105,9 @@ class Placed {
   const std::uint32_t* second(int at) const {
     return whole_ ? dithers_.second(index_ + at) : second_ + at;
   }
+  const std::uint32_t* rests(int at) const {
+    return whole_ ? dithers_.rests(index_ + at) : rests_ + at;
+  }
   const float* levels(int at) const { return whole_ ? dithers_.levels(index_ + at) : levels_ + at; }
   std::int32_t scale(int at) const {
     return dithers_.scale(whole_ ? index_ + at : starts_[at / group]);
@@ -113,7 +117,7 @@ class Placed {
   const Dithers& dithers_;
   std::uint32_t index_, starts_[most_groups];
   bool whole_;  // whether the elements follow one another in the whole tensor
-  alignas(64) std::uint32_t first_[block], second_[block];
+  alignas(64) std::uint32_t first_[block], second_[block], rests_[block];
   alignas(64) float levels_[block];
 };
 
@@ -129,9 +133,9 @@ inline void store_param(const Row& row, const float* p, const Placed& dithers, i
   for (int at = 0; at < groups * group; at += group) {
     const std::uint32_t* second = dithers.second(at);
     if (row.types.master == Master::rest16)
-      split(p + at, second, weights + at, halves + at);
+      split(p + at, dithers.rests(at), weights + at, halves + at);
     else if (row.types.master == Master::rest8)
-      split(p + at, second, weights + at, bytes + at);
+      split(p + at, dithers.rests(at), weights + at, bytes + at);
     else if (row.types.param == Dtype::bfloat16)
       to_bfloat16(p + at, second, weights + at);
     else

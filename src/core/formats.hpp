@@ -64,6 +64,7 @@ class Dithers {
       const auto index = static_cast<std::uint32_t>(j);
       first_[j] = (index * (49u << 26) + step * by_step_first) >> 16;
       second_[j] = (index * (35u << 26) + base_) >> 16;
+      rests_[j] = (second_[j] >> 8) + 0x8000;
       levels_[j] = static_cast<float>(static_cast<std::int32_t>(first_[j])) * 0x1p-16f + 1;
     }
   }
@@ -71,6 +72,8 @@ class Dithers {
   // Of the element at this index in the whole tensor, and those after it.
   const std::uint32_t* first(std::uint32_t index) const { return first_ + index % group; }
   const std::uint32_t* second(std::uint32_t index) const { return second_ + index % group; }
+  // Of the second the 8 bits that round a master weight, and half a bfloat16 weight's last place.
+  const std::uint32_t* rests(std::uint32_t index) const { return rests_ + index % group; }
   // One more than the first, as a fraction.
   const float* levels(std::uint32_t index) const { return levels_ + index % group; }
   // Of a group whose first element has this index.
@@ -82,7 +85,7 @@ class Dithers {
   static constexpr std::uint32_t by_step_first = 2447445413, by_step_second = 3242174889;
 
   std::uint32_t base_;
-  alignas(64) std::uint32_t first_[2 * group], second_[2 * group];
+  alignas(64) std::uint32_t first_[2 * group], second_[2 * group], rests_[2 * group];
   alignas(64) float levels_[2 * group];
 };
 
@@ -140,18 +143,20 @@ inline void to_float16(const float* __restrict x, const std::uint32_t* __restric
   }
 }
 
-// A bfloat16 weight and the 16 or 8 bits of its master weight that follow it.
+// A bfloat16 weight and the 16 or 8 bits of its master weight that follow it. Half of the weight's
+// last place, which rounds it, is added once for both: of the rest it turns the first bit.
 template <class Rest>
-void split(const float* __restrict x, const std::uint32_t* __restrict dither,
+void split(const float* __restrict x, const std::uint32_t* __restrict rests,
            std::uint16_t* __restrict weights, Rest* __restrict rest) {
   constexpr bool rounds = sizeof(Rest) == 1;
+  constexpr Rest first = rounds ? 0x80 : 0x8000;
   ADAMAS_INDEPENDENT
   for (int j = 0; j < group; ++j) {
     const auto exact = static_cast<std::uint32_t>(bits_of(x[j]));
-    const std::uint32_t rounded = exact + (rounds ? dither[j] >> 8 : 0);
-    const std::uint32_t bits = x[j] == x[j] ? rounded : static_cast<std::uint32_t>(nan_bits);
-    weights[j] = static_cast<std::uint16_t>((bits + 0x8000) >> 16);
-    rest[j] = static_cast<Rest>(bits >> (rounds ? 8 : 0));
+    const std::uint32_t rounded = exact + (rounds ? rests[j] : 0x8000);
+    const std::uint32_t bits = x[j] == x[j] ? rounded : nan_bits + 0x8000u;
+    weights[j] = static_cast<std::uint16_t>(bits >> 16);
+    rest[j] = static_cast<Rest>(static_cast<Rest>(bits >> (rounds ? 8 : 0)) ^ first);
   }
 }
 
