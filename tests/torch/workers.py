@@ -212,7 +212,7 @@ def offloaded_shards() -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "DEVICES", {"cpu"})
-        patch.setattr(gpu, "_is_installed", lambda: False)
+        patch.setattr(gpu, "_has_triton", lambda: False)
         patch.setattr(offload, "CHUNK", 4096)
         for dtype, moments in ((torch.bfloat16, "float32"), (torch.bfloat16, "int8")):
             found = []
