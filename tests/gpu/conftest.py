@@ -22,3 +22,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(gpu, "DEVICES", {*gpu.DEVICES, "cpu"})
     with np.errstate(all="ignore"):  # the interpreter computes in NumPy, which would warn
         yield torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device() -> Iterator[None]:
+    """Overflow and NaN are ordinary results there; the interpreter's NumPy would warn."""
+    with np.errstate(all="ignore"):
+        yield

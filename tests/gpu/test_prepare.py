@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,13 +33,6 @@ from adamas.hyper import bias_correction
 from adamas.torch.gpu import bias, prepare
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_device() -> Iterator[None]:
-    """Overflow and NaN are ordinary results there; the interpreter's NumPy would warn."""
-    with np.errstate(all="ignore"):
-        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -26,13 +25,6 @@ from launching import (
 from adamas import native, norm
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_device() -> Iterator[None]:
-    """Overflow and NaN are ordinary results there; the interpreter's NumPy would warn."""
-    with np.errstate(all="ignore"):
-        yield
 
 
 @pytest.mark.parametrize("scale", [None, 1024.0, 3.0])
