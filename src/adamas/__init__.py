@@ -1,10 +1,20 @@
 """Adam at the speed of memory, the same bits on every array.
 
-``Adam`` and ``AdamW`` here step NumPy arrays; ``adamas.torch`` has the same two for PyTorch.
+``Adam`` and ``AdamW`` here, and their parents ``SGD`` and ``RMSprop``, step NumPy arrays;
+``adamas.torch`` has the same for PyTorch.
 """
 
-from .arrays import Adam, AdamW
-from .hyper import Hyper
+from .hyper import Hyper, RMSpropHyper, SGDHyper
+from .optimizers import SGD, Adam, AdamW, RMSprop
 
 __version__ = "0.1.0"
-__all__ = ["Adam", "AdamW", "Hyper", "__version__"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Hyper",
+    "RMSprop",
+    "RMSpropHyper",
+    "SGDHyper",
+    "__version__",
+]

@@ -1,4 +1,4 @@
-"""The NumPy front end: Adam and AdamW over arrays, in place."""
+"""What steps NumPy arrays in place, whatever the rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import arraystate, formats, native, reference
 from .arraystate import Format, listed, plain
-from .hyper import Coefficients, Hyper
+from .hyper import Coefficients, Rule
 from .interrupts import deferred
 from .memory import Array, Spans, address, overlaps_itself, shared
 from .reference import State
@@ -21,100 +21,67 @@ Arrays = Array | Sequence[Array | None] | Mapping[str, Array | None]
 
 _DTYPES = ("float16", "float32", "float64", "bfloat16")
 _COMPUTE = ["float32", "float64"]
-_COLUMNS = {
-    "exp_avg": native.EXP_AVG,
-    "words": native.EXP_AVG,
-    "exp_avg_sq": native.EXP_AVG_SQ,
-    "scales": native.EXP_AVG_SQ,
-    "max_exp_avg_sq": native.MAX_EXP_AVG_SQ,
-    "remainder": native.MASTER,
-    "master": native.MASTER,
-}
 
 
-class Adam:
-    """Adam over NumPy arrays, which it updates in place.
+class Optimizer:
+    """Steps NumPy arrays in place by a rule: ``Adam``, ``AdamW``, ``SGD`` or ``RMSprop``.
 
-    Each array has a step count and moments of its own; the equation is ``adamas.equations.adam``,
-    computed in float32, or in float64 for arrays of that. Arrays that are contiguous, in C or
-    Fortran order, are stepped by the core, all in one call; where something is rounded by the
-    elements' indices (compact moments, ``master_bits`` of 24 or 16) only those in C order. Any
-    others are stepped by the specification itself, to the same bits.
+    Each array has a step count and averages of its own; the equation is the rule's in
+    ``adamas.equations``, computed in float32, or in float64 for arrays of that. Arrays that are
+    contiguous, in C or Fortran order, are stepped by the core, all in one call; where something is
+    rounded by the elements' indices (compact moments, ``master_bits`` of 24 or 16) only those in C
+    order. Any others are stepped by the specification itself, to the same bits.
 
     Args:
-        params: an array, or a sequence or mapping of arrays: writable, of float16, float32, float64
-            or, as the package ml_dtypes has it, bfloat16, of any shape, no two of them sharing
-            memory.
-        lr: learning rate, at least 0.
-        betas: decay rates of the first and second moment, each in [0, 1).
-        eps: added to the denominator, at least 0.
-        weight_decay: at least 0; ``weight_decay * param`` is added to the gradient.
-        amsgrad: divide by the largest second moment so far.
-        maximize: ascend.
-        moments: what both moments are kept in: "float32" (8 bytes an element; 16 beside float64,
-            whose are kept in that), "bfloat16" (4), "int8" (about 2.1) or "int4" (about 1.1). The
-            last three are for arrays of float32, bfloat16 and float16.
-        master_bits: of the float32 master weight that is trained where an array has 16 bits, and
-            of which the array is a rounding. 32, the default None too: all of it, which adds 2
-            bytes an element to bfloat16 and 4 to float16. 24: the first 24 bits, only beside
-            bfloat16, which adds 1 byte. 16: none; the array itself is trained. Where bits are
-            lost, they are rounded so that updates count on average, however small.
+        params: the arrays.
+        hyper: the rule's hyperparameters,
+        moments: what its averages are kept in,
+        master_bits: and the weights; all as ``Adam``'s.
 
     Raises:
-        ValueError: a hyperparameter is out of range, a format is unknown or none that an array's
-            dtype can have, there are no arrays, or an array is read-only or shares memory with
-            another.
-        TypeError: something is no array, or of another type.
-
-    Source: Kingma & Ba 2015, arXiv 1412.6980; the arguments are torch.optim.Adam's.
+        ValueError, TypeError: as ``Adam``.
     """
 
-    _decoupled_weight_decay = False
-
     def __init__(
-        self,
-        params: Arrays,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
-        maximize: bool = False,
-        moments: str = "float32",
-        master_bits: int | None = None,
+        self, params: Arrays, hyper: Rule, moments: str = "float32", master_bits: int | None = None
     ) -> None:
-        decoupled = self._decoupled_weight_decay
-        self._hyper = Hyper(lr, betas, eps, weight_decay, amsgrad, maximize, decoupled)
+        self._hyper = hyper
         self._format = Format(moments, master_bits)
-        self._params = _check_params(_named(params), self._format)
+        self._params = _check_params(_named(params), self._format, hyper)
         self._spans = Spans(self._params.values())
         self._adopt(
             {
-                name: arraystate.initial_state(param, self._hyper, self._format)
+                name: arraystate.initial_state(param, hyper, self._format)
                 for name, param in self._params.items()
             }
         )
 
     @property
-    def hyper(self) -> Hyper:
+    def hyper(self) -> Any:
         """The hyperparameters; between steps, set it to ``dataclasses.replace(hyper, ...)``."""
         return self._hyper
 
     @hyper.setter
-    def hyper(self, hyper: Hyper) -> None:
-        for name in ("amsgrad", "decoupled_weight_decay"):
-            if getattr(hyper, name) != getattr(self._hyper, name):
+    def hyper(self, hyper: Rule) -> None:
+        if type(hyper) is not type(self._hyper):
+            raise TypeError(
+                f"hyper must be a {type(self._hyper).__name__}, as {self._hyper.name}'s are, got a "
+                f"{type(hyper).__name__}"
+            )
+        for name in hyper.structural:
+            if bool(getattr(hyper, name)) != bool(getattr(self._hyper, name)):
                 raise ValueError(f"{name} cannot change between steps: make a new optimizer")
         self._hyper = hyper
 
     @property
     def lr(self) -> float:
         """The learning rate; may be set between steps."""
-        return self._hyper.lr
+        rate: float = self.hyper.lr
+        return rate
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        self.hyper = replace(self._hyper, lr=lr)
+        self.hyper = replace(self.hyper, lr=lr)
 
     def step(self, grads: Arrays) -> None:
         """Steps every array whose gradient is given, or raises before touching any.
@@ -171,11 +138,12 @@ class Adam:
 
         Returns:
             Copies: ``format``, the version of this layout, ``moments`` and ``master_bits``; under
-            ``hyper/NAME`` the hyperparameters; under ``state/ARRAY/NAME`` each array's step,
-            exp_avg and exp_avg_sq, or in int8 and int4 the words and scales that stand for them,
-            with AMSGrad max_exp_avg_sq, and beside 16 bits master or remainder, the rest of the
-            master weight. ARRAY is the array's key in the mapping, or its position. bfloat16 is
-            there as uint16. The arrays themselves are not there: keep them too.
+            ``rule`` and ``hyper/NAME`` the hyperparameters; under ``state/ARRAY/NAME`` each array's
+            step and what torch.optim's optimizer keeps, such as exp_avg and exp_avg_sq, or in int8
+            and int4 the words and scales that stand for them, and beside 16 bits master or
+            remainder, the rest of the master weight. ARRAY is the array's key in the mapping, or
+            its position. bfloat16 is there as uint16. The arrays themselves are not there: keep
+            them too.
         """
         return arraystate.flattened(self._state, self._hyper, self._format)
 
@@ -197,11 +165,13 @@ class Adam:
         """
         loaded = arraystate.read(state_dict)
         hyper = arraystate.load_hyper(loaded)
-        if hyper.decoupled_weight_decay != self._decoupled_weight_decay:
-            saved = "AdamW" if hyper.decoupled_weight_decay else "Adam"
-            raise ValueError(f"the state is {saved}'s, not {type(self).__name__}'s: load it there")
-        self._adopt(arraystate.load_states(loaded, self._params, hyper, self._format))
+        if hyper.name != self._hyper.name:
+            raise ValueError(
+                f"the state is {hyper.name}'s, not {self._hyper.name}'s: load it there"
+            )
+        states = arraystate.load_states(loaded, self._params, hyper, self._format)
         self._hyper = hyper
+        self._adopt(states)
 
     def _adopt(self, state: dict[str, State]) -> None:
         """Takes the state, and makes the core's rows of the arrays that it takes."""
@@ -214,9 +184,9 @@ class Adam:
             param = self._params[name]
             row[native.PARAM] = address(param)
             for key in state[name].keys() - {"step"}:
-                row[_COLUMNS[key]] = address(state[name][key])
+                row[native.column(key, self._hyper.keys)] = address(state[name][key])
             row[native.SIZE] = param.size
-            row[native.TYPES] = self._format.types(param)
+            row[native.TYPES] = self._format.types(param, self._hyper.rule)
 
     def _check_grads(self, grads: Arrays) -> dict[str, Array]:
         named = _named(grads)
@@ -266,7 +236,9 @@ class Adam:
         wide = itemsize == 8
         for row, (name, grad) in enumerate(grads):
             if grad.dtype != (param := self._params[name]).dtype:
-                rows[row, native.TYPES] = self._format.types(param, grad.dtype.name)
+                rows[row, native.TYPES] = self._format.types(
+                    param, self._hyper.rule, grad.dtype.name
+                )
         overlap = self._spans.overlap(lows, lows + rows[:, native.SIZE] * itemsize)
         for i in np.flatnonzero(overlap | (lows % itemsize != 0)):
             readable[i] = readable[i].copy("K")
@@ -276,34 +248,6 @@ class Adam:
         coefficients = [self._hyper.coefficients(k // 2, _COMPUTE[k % 2]) for k in kinds]
         table = np.array(coefficients, np.float64).reshape(-1, len(Coefficients._fields))
         return rows, table, readable
-
-
-class AdamW(Adam):
-    """AdamW over NumPy arrays: Adam whose weight decay shrinks the weights themselves.
-
-    The arguments are ``Adam``'s, but ``weight_decay`` is 0.01 by default, and a step subtracts
-    ``lr * weight_decay * param`` instead of adding to the gradient.
-
-    Source: Loshchilov & Hutter 2019, arXiv 1711.05101; the arguments are torch.optim.AdamW's.
-    """
-
-    _decoupled_weight_decay = True
-
-    def __init__(
-        self,
-        params: Arrays,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        maximize: bool = False,
-        moments: str = "float32",
-        master_bits: int | None = None,
-    ) -> None:
-        super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, maximize, moments, master_bits
-        )
 
 
 def _named(arrays: Any) -> dict[str, Any]:
@@ -318,7 +262,7 @@ def _named(arrays: Any) -> dict[str, Any]:
     return {"0": arrays}
 
 
-def _check_params(params: dict[str, Any], form: Format) -> dict[str, Array]:
+def _check_params(params: dict[str, Any], form: Format, hyper: Rule) -> dict[str, Array]:
     formats.check(*form)
     if not params:
         raise ValueError("params is empty: pass at least one array to optimize")
@@ -329,7 +273,7 @@ def _check_params(params: dict[str, Any], form: Format) -> dict[str, Array]:
                 f"bfloat16, got {_kind(param)}: convert it with numpy.asarray(..., "
                 "dtype=numpy.float32)"
             )
-        form.slots(param, amsgrad=False)  # raises where its dtype cannot have the format
+        form.slots(param, hyper)  # raises where its dtype cannot have the format
         _check_writeable(name, param)
         if overlaps_itself(param):
             raise ValueError(

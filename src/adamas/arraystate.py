@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import formats, native, reference
-from .hyper import Hyper
+from .hyper import Hyper, RMSpropHyper, Rule, SGDHyper
 from .memory import Array, aligned_zeros_like, is_dense
 from .reference import State
 
 VERSION = 1  # of state_dict(); one without its number is older and has moments in float32
 
 _MOST_STEPS = 1 << 53
+_HYPERS: dict[str, type[Rule]] = {kind.rule: kind for kind in (Hyper, SGDHyper, RMSpropHyper)}
 
 
 class Format(NamedTuple):
@@ -24,9 +25,9 @@ class Format(NamedTuple):
     moments: str = "float32"
     master_bits: int | None = None
 
-    def slots(self, param: Array, amsgrad: bool) -> tuple[formats.Slot, ...]:
+    def slots(self, param: Array, hyper: Rule) -> tuple[formats.Slot, ...]:
         """Of the arrays beside one."""
-        return formats.slots(param.dtype.name, *self, amsgrad)
+        return formats.slots(param.dtype.name, *self, hyper.keys)
 
     def is_stepped_by_core(self, param: Array) -> bool:
         """Whether the core steps such an array: not where it would count elements otherwise.
@@ -37,11 +38,11 @@ class Format(NamedTuple):
         dithered = self.moments != "float32" or (halves and self.master_bits in (24, 16))
         return is_dense(param) and (param.flags.c_contiguous or not dithered)
 
-    def types(self, param: Array, grad: str | None = None) -> int:
+    def types(self, param: Array, rule: str, grad: str | None = None) -> int:
         """What the core is told of an array and its gradient's dtype, by default the same."""
         name = param.dtype.name
         beside = formats.master_beside(name, self.master_bits)
-        return native.types(name, grad, self.moments, beside)
+        return native.types(name, grad, self.moments, beside, rule)
 
 
 def plain(array: Array) -> Array:
@@ -54,10 +55,10 @@ def plain(array: Array) -> Array:
     return array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder))
 
 
-def initial_state(param: Array, hyper: Hyper, form: Format) -> State:
+def initial_state(param: Array, hyper: Rule, form: Format) -> State:
     """``reference.initial_state``, laid out for the core: in the array's memory order, aligned."""
     state: State = {"step": 0}
-    for slot in form.slots(param, hyper.amsgrad):
+    for slot in form.slots(param, hyper):
         state[slot.key] = _zeros(slot, param)
     if "master" in state:
         state["master"][...] = param
@@ -72,7 +73,7 @@ def _zeros(slot: formats.Slot, param: Array) -> Array:
     return aligned_zeros_like(param, slot.dtype.replace("bfloat16", "uint16"))
 
 
-def relaid(state: State, param: Array, hyper: Hyper, form: Format) -> State:
+def relaid(state: State, param: Array, hyper: Rule, form: Format) -> State:
     """A state laid out as ``initial_state`` does it, as neither files nor copies keep it.
 
     Master weights of other bits lose the last, or gain zeros; where they lack, the array is theirs.
@@ -86,11 +87,11 @@ def relaid(state: State, param: Array, hyper: Hyper, form: Format) -> State:
     return fresh | {"step": state["step"]}
 
 
-def flattened(states: Mapping[str, State], hyper: Hyper, form: Format) -> dict[str, Array]:
+def flattened(states: Mapping[str, State], hyper: Rule, form: Format) -> dict[str, Array]:
     """What ``state_dict`` returns."""
     bits = 32 if form.master_bits is None else form.master_bits
     flat = {"format": VERSION, "moments": form.moments, "master_bits": bits}
-    flat |= {f"hyper/{name}": value for name, value in asdict(hyper).items()}
+    flat |= {"rule": hyper.rule} | {f"hyper/{name}": v for name, v in asdict(hyper).items()}
     for name, state in states.items():
         flat |= {f"state/{name}/{key}": value for key, value in state.items()}
     return {key: np.array(value) for key, value in flat.items()}
@@ -115,11 +116,13 @@ def read(state_dict: Mapping[str, Array]) -> dict[str, Array]:
         raise ValueError(f"the state is truncated or not one of adamas's: {error}") from error
 
 
-def load_hyper(loaded: Mapping[str, Array]) -> Hyper:
+def load_hyper(loaded: Mapping[str, Array]) -> Rule:
     """The hyperparameters of what ``read`` returned; raises ValueError where there are none."""
     try:
-        values = {field.name: loaded[f"hyper/{field.name}"].tolist() for field in fields(Hyper)}
-        return Hyper(**values)
+        kind: Any = _HYPERS[str(loaded.get("rule", Hyper.rule))]  # older states are Adam's
+        values = {field.name: loaded[f"hyper/{field.name}"].tolist() for field in fields(kind)}
+        hyper: Rule = kind(**values)
+        return hyper
     except KeyError as error:
         raise ValueError(f"the state is not one of adamas's: it has no {error}") from None
     except TypeError as error:
@@ -127,7 +130,7 @@ def load_hyper(loaded: Mapping[str, Array]) -> Hyper:
 
 
 def load_states(
-    loaded: Mapping[str, Array], params: Mapping[str, Array], hyper: Hyper, form: Format
+    loaded: Mapping[str, Array], params: Mapping[str, Array], hyper: Rule, form: Format
 ) -> dict[str, State]:
     """Each array's state out of what ``read`` returned, in this format whatever it was saved in.
 
@@ -144,7 +147,8 @@ def load_states(
             if f"state/{name}/{slot.key}" in loaded:
                 found[slot.key] = _checked(loaded[f"state/{name}/{slot.key}"], slot, param, name)
         if saved.moments != form.moments:
-            found |= _recoded(found, name, param, initial_state(param, hyper, form))
+            like = initial_state(param, hyper, form)
+            found |= _recoded(found, name, param, like, hyper.keys)
         states[name] = relaid(found, param, hyper, form)
     return states
 
@@ -168,9 +172,9 @@ def _saved_format(loaded: Mapping[str, Array]) -> Format:
     return saved
 
 
-def _saved_slots(name: str, param: Array, hyper: Hyper, saved: Format) -> tuple[formats.Slot, ...]:
+def _saved_slots(name: str, param: Array, hyper: Rule, saved: Format) -> tuple[formats.Slot, ...]:
     try:
-        return saved.slots(param, hyper.amsgrad)
+        return saved.slots(param, hyper)
     except ValueError as error:
         raise ValueError(
             f"the state is of arrays of another type than array {name!r}: {error}"
@@ -221,20 +225,20 @@ def _check_array(
         )
 
 
-def _recoded(found: State, name: str, param: Array, like: State) -> State:
+def _recoded(found: State, name: str, param: Array, like: State, keys: formats.Keys) -> State:
     """The moments of a state in the format of another's, as of the step that was the last."""
     index = np.arange(param.size).astype(np.uint32)
     # Converting is arithmetic too, and the same in whatever mode the thread is.
     with native.default_floating_point(), np.errstate(all="ignore"):
-        m, v = reference.load_moments(found, param)
-        if (v < 0).any():
+        m, v = reference.load_moments(found, param, keys)
+        if v is not None and (v < 0).any():
             raise ValueError(
-                f"exp_avg_sq of array {name!r} must be at least 0, got {v.min()}: the state is "
+                f"{keys[1]} of array {name!r} must be at least 0, got {v.min()}: the state is "
                 "damaged, load another copy"
             )
-        v += 0  # so that a negative zero is zero in its bits
+        v = None if v is None else v + 0  # so that a negative zero is zero in its bits
         active = np.ones(param.size, np.bool_)
-        new = reference.store_moments(m, v, active, like, param, index, found["step"])
+        new = reference.store_moments(m, v, active, like, param, index, found["step"], keys)
     return {key: a.view(like[key].dtype).reshape(like[key].shape) for key, a in new.items()}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .formats import FORMATS, slots
+from .hyper import Hyper
 
 Tensors = Sequence[tuple[tuple[int, ...], str]]
 """The shape and the dtype of each parameter."""
@@ -88,7 +89,7 @@ def adamas_line(
 
     def beside(shape: tuple[int, ...], dtype: str) -> tuple[int, int]:
         kept = {"master": 0, "moments": 0}
-        for slot in slots(dtype, moments, master_bits, amsgrad):
+        for slot in slots(dtype, moments, master_bits, Hyper(amsgrad=amsgrad).keys):
             kind = "master" if slot.key in ("master", "remainder") else "moments"
             kept[kind] += math.prod(slot.shape(shape)) * SIZES[slot.dtype]
         return kept["master"], kept["moments"]

@@ -216,8 +216,12 @@ class Slot(NamedTuple):
         return (*shape, self.width) if self.width else shape
 
 
+Keys = tuple[str, str, str]
+ADAM: Keys = ("exp_avg", "exp_avg_sq", "")
+
+
 def slots(
-    dtype: str, moments: str = "float32", master_bits: int | None = None, amsgrad: bool = False
+    dtype: str, moments: str = "float32", master_bits: int | None = None, keys: Keys = ADAM
 ) -> tuple[Slot, ...]:
     """The arrays of a parameter's state.
 
@@ -227,7 +231,8 @@ def slots(
             float64.
         master_bits: of the weight that is trained where the parameter has 16 bits, one of
             ``MASTER_BITS``: the parameter is what of it the model sees. By default 32.
-        amsgrad: whether the largest second moment is kept too, always in full.
+        keys: of a rule's three averages, "" for those that it does without; see ``hyper.Rule``.
+            The first is signed and the second a square; the third is always kept in full.
 
     Raises:
         ValueError: a format is unknown, or the dtype cannot have it.
@@ -238,15 +243,20 @@ def slots(
             f"moments must be 'float32' for parameters of float64, which keeps theirs in float64, "
             f"got {moments!r}: set it so for their group, or use float32 parameters"
         )
+    if moments != "float32" and "grad_avg" in keys:
+        raise ValueError(
+            f"moments must be 'float32' with centered=True, got {moments!r}: it divides by the "
+            "small difference of two averages, which is lost where these are rounded"
+        )
     full = "float64" if dtype == "float64" else "float32"
-    if moments in CODECS:
+    averages = [key for key in keys[:2] if key]
+    if moments in CODECS and averages:
         kept = [Slot("words", "uint8", 2 if moments == "int8" else 0)]
         kept += [Slot("scales", "bfloat16", groups=True)]
     else:
-        each = "bfloat16" if moments == "bfloat16" else full
-        kept = [Slot("exp_avg", each), Slot("exp_avg_sq", each)]
-    if amsgrad:
-        kept.append(Slot("max_exp_avg_sq", full))
+        kept = [Slot(key, "bfloat16" if moments == "bfloat16" else full) for key in averages]
+    if keys[2]:
+        kept.append(Slot(keys[2], full))
     beside = master_beside(dtype, master_bits)
     if beside == 32:
         kept.append(Slot("master", "float32"))

@@ -21,12 +21,14 @@ except ImportError as error:
     ) from error
 
 # The columns of a table's rows, one row a tensor, all int64; struct Row in src/core/table.hpp.
-# A codec's words and scales stand for exp_avg and exp_avg_sq.
+# They are called as Adam calls a rule's three averages; a codec's words and scales stand for the
+# first two.
 PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MASTER = range(6)
 SIZE, COEFFICIENTS, TYPES, OFFSET, RUN, STRIDE = range(6, 12)
 COLUMNS = 12
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 MOMENTS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+RULES = {"adam": 0, "sgd": 1, "rmsprop": 2}
 
 MEASURES = 7  # columns of what a step can be measured by; struct Measures there
 
@@ -39,7 +41,13 @@ _MOST_THREADS = 1 << 10
 _LONGEST = (1 << 63) - 1
 
 
-def types(param: str, grad: str | None = None, moments: str = "float32", master: int = 0) -> int:
+def types(
+    param: str,
+    grad: str | None = None,
+    moments: str = "float32",
+    master: int = 0,
+    rule: str = "adam",
+) -> int:
     """What a row's TYPES says: struct Types in src/core/table.hpp.
 
     Args:
@@ -48,9 +56,10 @@ def types(param: str, grad: str | None = None, moments: str = "float32", master:
         moments: their format; "float32" stands for float64 beside parameters of that.
         master: bits beside the parameter: 0, 8 or 16 of a bfloat16 one's master weight, or 32, all
             of it.
+        rule: one of ``RULES``.
     """
-    kinds = DTYPES[param], DTYPES[grad or param], MOMENTS[moments], master
-    return int.from_bytes(bytes(kinds), sys.byteorder)
+    kinds = DTYPES[param], DTYPES[grad or param], MOMENTS[moments], master, RULES[rule]
+    return int.from_bytes(bytes((*kinds, 0, 0, 0)), sys.byteorder)
 
 
 def table(tensors: int) -> NDArray[np.int64]:
@@ -58,6 +67,14 @@ def table(tensors: int) -> NDArray[np.int64]:
     rows = np.zeros((tensors, COLUMNS), np.int64)
     rows[:, RUN] = _LONGEST
     return rows
+
+
+_BESIDE = {"words": EXP_AVG, "scales": EXP_AVG_SQ, "remainder": MASTER, "master": MASTER}
+
+
+def column(key: str, keys: tuple[str, str, str]) -> int:
+    """The column of an array of a state, of a rule that calls its averages so."""
+    return _BESIDE[key] if key in _BESIDE else EXP_AVG + keys.index(key)
 
 
 Counts = tuple[list[dict[str, Any]], NDArray[np.int64]]
@@ -74,13 +91,13 @@ def step(
     grain: int = 0,
     isa: str | None = None,
 ) -> None:
-    """Steps every tensor of a table in place by ``equations.adam``, without the interpreter lock.
+    """Steps every tensor of a table in place by its rule, without the interpreter lock.
 
     Neither ``measures`` nor ``threads`` nor ``grain`` nor ``isa`` shows in the result.
 
     Args:
-        rows: (tensors, 12) int64: the addresses of param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq
-            (0 without AMSGrad) and the master weights (0 without), the number of elements, the
+        rows: (tensors, 12) int64: the addresses of param, grad, the rule's three averages and the
+            master weights, 0 for those that there are none of, the number of elements, the
             index of the coefficients, the types, and where the elements lie in the whole tensor:
             number k is ``offset + (k // run) * stride + k % run`` of it. The caller vouches that
             the tensors are dense, aligned, alive, and do not overlap, but for gradients among

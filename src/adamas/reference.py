@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from . import formats
-from .equations import adam
-from .hyper import Hyper
+from .equations import RULES
+from .hyper import Rule
 
 State = dict[str, Any]  # step: int; and the arrays of ``formats.slots``
 Array = np.ndarray
@@ -25,7 +25,7 @@ def dtype_name(array: Array) -> str:
 
 
 def initial_state(
-    param: Array, hyper: Hyper, moments: str = "float32", master_bits: int | None = None
+    param: Array, hyper: Rule, moments: str = "float32", master_bits: int | None = None
 ) -> State:
     """The state before the first step: zero moments, and the parameter as its own master weight.
 
@@ -36,7 +36,7 @@ def initial_state(
         master_bits: and the master weight's bits; see ``formats.slots``.
     """
     state: State = {"step": 0}
-    for slot in formats.slots(dtype_name(param), moments, master_bits, hyper.amsgrad):
+    for slot in formats.slots(dtype_name(param), moments, master_bits, hyper.keys):
         shape, dtype = slot.shape(param.shape), slot.dtype.replace("bfloat16", "uint16")
         alike = shape == param.shape  # then laid out in memory as the parameter is
         state[slot.key] = np.zeros_like(param, dtype) if alike else np.zeros(shape, dtype)
@@ -49,12 +49,12 @@ def step(
     param: Array,
     grad: Array,
     state: State,
-    hyper: Hyper,
+    hyper: Rule,
     unscale: float = 1.0,
     clip: float = 1.0,
     index: Array | None = None,
 ) -> tuple[Array, State]:
-    """One step of Adam on one array of any shape.
+    """One step of a rule on one array of any shape.
 
     Args:
         param: the parameter, of the dtypes of ``initial_state``.
@@ -72,11 +72,12 @@ def step(
     c = hyper.coefficients(t, compute_type(param.dtype), unscale, clip)
     where = np.arange(param.size) if index is None else index.reshape(-1)
     where = where.astype(np.uint32)
-    p, g, (m, v) = _weights(param, state), _numbers(grad), load_moments(state, param)
-    v_max = _numbers(state["max_exp_avg_sq"]) if hyper.amsgrad else None
+    keys = hyper.keys
+    p, g, (m, v) = _weights(param, state), _numbers(grad), load_moments(state, param, keys)
+    w = _numbers(state[keys[2]]) if keys[2] else None
     with np.errstate(all="ignore"):  # overflow and NaN are results here, not events
-        p, m, v, v_max = adam(p, g, m, v, v_max, c, np.sqrt, np.maximum)
-        new = {"max_exp_avg_sq": v_max} | store_moments(m, v, g != 0, state, param, where, t)
+        p, m, v, w = RULES[hyper.rule](p, g, m, v, w, c, np.sqrt, np.maximum)
+        new = {keys[2]: w} | store_moments(m, v, g != 0, state, param, where, t, keys)
         kept, beside = _store_weights(p, param, state, where, t)
     new |= beside
     arrays = {
@@ -125,26 +126,46 @@ def _store_weights(
     return p, {}
 
 
-def load_moments(state: State, param: Array) -> tuple[Array, Array]:
-    """Both moments as numbers, flat, of a state that lies beside an array of param's shape."""
+def load_moments(state: State, param: Array, keys: formats.Keys = formats.ADAM) -> tuple[Any, Any]:
+    """Both moments as numbers, flat, of a state that lies beside an array of param's shape.
+
+    Those that the keys do without are None.
+    """
     if "words" not in state:
-        return _numbers(state["exp_avg"]), _numbers(state["exp_avg_sq"])
+        m, v = (_numbers(state[key]) if key else None for key in keys[:2])
+        return m, v
     words = _words(state["words"], param)
-    return formats.Codec(4 * words.itemsize).decode(words, state["scales"])
+    m, v = formats.Codec(4 * words.itemsize).decode(words, state["scales"])
+    return m if keys[0] else None, v if keys[1] else None
 
 
 def store_moments(
-    m: Array, v: Array, active: Array, state: State, param: Array, index: Array, step: int
+    m: Any,
+    v: Any,
+    active: Array,
+    state: State,
+    param: Array,
+    index: Array,
+    step: int,
+    keys: formats.Keys = formats.ADAM,
 ) -> State:
-    """Both moments in the format of a state, as flat arrays; see ``formats.Codec.encode``."""
+    """Both moments in the format of a state, as flat arrays; see ``formats.Codec.encode``.
+
+    A codec keeps both. Where a rule has only the second, the first is zero; where it has only the
+    first, the second is its square, so that the first is kept with the precision of both codes.
+    """
     if "words" in state:
         codec = formats.Codec(4 * _words(state["words"], param).itemsize)
-        words, scales = codec.encode(m, v, active, index, step)
+        m = np.zeros_like(v) if m is None else m
+        words, scales = codec.encode(m, m * m if v is None else v, active, index, step)
         return {"words": words, "scales": scales}
-    if state["exp_avg"].dtype == np.uint16:
-        m = formats.to_bfloat16(m, index, step, other=True)
-        v = formats.to_bfloat16(v, index, step)
-    return {"exp_avg": m, "exp_avg_sq": v}
+    found = {key: x for key, x in zip(keys[:2], (m, v), strict=True) if key}
+    return {
+        key: formats.to_bfloat16(x, index, step, other=key == keys[0])
+        if state[key].dtype == np.uint16
+        else x
+        for key, x in found.items()
+    }
 
 
 def _words(array: Array, param: Array) -> Array:

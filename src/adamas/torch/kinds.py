@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import formats, native
+from ..hyper import Hyper
 from .sharding import local
 
 # What the core computes each dtype in, and takes it for: complex numbers as pairs of real ones.
@@ -97,7 +98,9 @@ def kept(param: Tensor, kind: Kind) -> dict[str, Kept]:
     part = local(param)
     real = (*part.shape, 2) if part.is_complex() else tuple(part.shape)
     found = {}
-    for slot in formats.slots("float32" if plain else dtype, *kind[:3]):
+    for slot in formats.slots(
+        "float32" if plain else dtype, *kind[:2], Hyper(amsgrad=kind.amsgrad).keys
+    ):
         whole = slot.dtype in ("float32", "float64") and slot.key != "master"
         full = torch.float64 if slot.dtype == "float64" else torch.float32
         if whole:
