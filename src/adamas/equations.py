@@ -9,7 +9,8 @@ may be fused, reordered or approximated.
 from collections.abc import Callable
 from typing import Any
 
-Array = Any  # numpy.ndarray or torch.Tensor: whatever brings +, -, * and / of its own
+Array = Any
+"""numpy.ndarray or torch.Tensor: whatever brings +, -, * and / of its own."""
 
 
 def adam(
