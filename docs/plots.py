@@ -30,8 +30,9 @@ STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": GREY,
-    "axes.titlesize": 11,
+    "axes.titlesize": 12,
     "font.family": "sans-serif",
+    "font.size": 12,
     "grid.alpha": 0.25,
     "grid.color": GREY,
     "legend.frameon": False,
@@ -74,7 +75,7 @@ def updates(hyper: Hyper, steps: int, corrected: bool) -> list[float]:
 
 
 def bias_correction() -> None:
-    plt.figure(figsize=(8, 3.4))
+    plt.figure(figsize=(7.4, 3.6))
     steps = 5000
     for beta2, color in ((0.999, ORANGE), (0.95, VIOLET)):
         line = updates(Hyper(betas=(0.9, beta2)), steps, corrected=False)
@@ -109,9 +110,9 @@ def sizes() -> None:
             if row.name in seen:
                 root = row.elements**0.5
                 seen[row.name].append((row.grad_norm / root, row.update_norm / root / 1e-3))
-    _, panels = plt.subplots(1, 2, figsize=(8, 3.4))
+    _, panels = plt.subplots(1, 2, figsize=(7.4, 3.6))
     for panel, column, title in zip(
-        panels, (0, 1), ("gradient, root mean square", "update / lr, root mean square"), strict=True
+        panels, (0, 1), ("gradient, rms", "update / lr, rms"), strict=True
     ):
         for (name, _), color in zip(weights, (TEAL, ORANGE, VIOLET, GREY), strict=True):
             line = np.array(seen[name])[:, column]
@@ -127,7 +128,7 @@ def sizes() -> None:
 
 def scaling(found: dict[str, object]) -> None:
     """The time of a step by the number of parameters."""
-    plt.figure(figsize=(8, 3.8))
+    plt.figure(figsize=(7.4, 4.2))
     colors = iter((TEAL, VIOLET, ORANGE, GREY))
     for series in found["series"]:  # type: ignore[attr-defined]
         style = {"color": next(colors), "label": series["title"], "lw": 1.5}
