@@ -6,10 +6,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 CLIENTS := .venv/clients
+MKDOCS := .venv/mkdocs
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md $(shell find src -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test nightly examples check sanitize arm64 bench clean
+.PHONY: train test nightly examples check docs sanitize arm64 bench clean
 
 train: $(INSTALLED)
 	$(BIN)/adamas train $(ARGS)
@@ -29,6 +30,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The documentation in build/site: every public name is in it, and nothing of it is elsewhere.
+docs: $(MKDOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python -m pytest -m site tests/test_site.py $(ARGS)
 
 # The core's own test and the kept hashes, under each sanitizer.
 sanitize: $(INSTALLED) build/address/core_test build/thread/core_test
@@ -64,6 +70,10 @@ $(INSTALLED): $(SOURCES)
 
 $(CLIENTS): $(INSTALLED)
 	$(PIP) --no-build-isolation ".[examples]"
+	touch $@
+
+$(MKDOCS): $(INSTALLED)
+	$(PIP) --no-build-isolation ".[docs]"
 	touch $@
 
 clean:

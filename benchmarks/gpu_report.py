@@ -330,7 +330,7 @@ def write_docs(report: Report, path: Path) -> None:
 TEXT = """# Steps on a GPU
 
 Written by `python benchmarks/gpu.py --docs {path}` on {date} ({where}).
-[The benchmarks' guide](../benchmarks/README.md) says what it needs.
+[The benchmarks' guide](benchmarks.md) says what it needs.
 
 {sections}
 

@@ -137,13 +137,13 @@ class Optimizer:
         """What a later run needs to go on, as a flat dictionary: ``numpy.savez(file, **state)``.
 
         Returns:
-            Copies: ``format``, the version of this layout, ``moments`` and ``master_bits``; under
-            ``rule`` and ``hyper/NAME`` the hyperparameters; under ``state/ARRAY/NAME`` each array's
-            step and what torch.optim's optimizer keeps, such as exp_avg and exp_avg_sq, or in int8
-            and int4 the words and scales that stand for them, and beside 16 bits master or
-            remainder, the rest of the master weight. ARRAY is the array's key in the mapping, or
-            its position. bfloat16 is there as uint16. The arrays themselves are not there: keep
-            them too.
+            Copies. There are ``format``, the version of this layout, ``moments`` and
+            ``master_bits``; ``rule`` and under ``hyper/NAME`` the hyperparameters; under
+            ``state/ARRAY/NAME`` each array's step and what torch.optim's optimizer keeps, such as
+            exp_avg and exp_avg_sq, or in int8 and int4 the words and scales that stand for them,
+            and beside 16 bits master or remainder, the rest of the master weight. ARRAY is the
+            array's key in the mapping, or its position. bfloat16 is there as uint16. The arrays
+            themselves are not there: keep them too.
         """
         return arraystate.flattened(self._state, self._hyper, self._format)
 

@@ -14,10 +14,14 @@ averages after the step. A rule without one of the averages is given None for it
 from collections.abc import Callable
 from typing import Any
 
-Array = Any  # numpy.ndarray or torch.Tensor: whatever brings +, -, * and / of its own
+Array = Any
+"""numpy.ndarray or torch.Tensor: whatever brings +, -, * and / of its own."""
 Unary = Callable[[Array], Array]
+"""The exact square root."""
 Binary = Callable[[Array, Array], Array]
+"""The elementwise maximum, which keeps NaN."""
 Stepped = tuple[Array, Array, Array, Array]
+"""The parameter and the three averages after the step."""
 
 
 def gradient(p: Array, grad: Array, c: Any) -> Array:

@@ -15,23 +15,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
+"""Words of 32 bits, or the bits of float32 numbers."""
 Floats = NDArray[np.float32]
+"""float32 numbers."""
 
-GROUP = 64  # consecutive elements of the flattened tensor that share their scales
-SCALES = 3  # of a group: the smallest positive v, the largest v, the largest |u|
+GROUP = 64
+"""Consecutive elements of the flattened tensor that share their scales."""
+SCALES = 3
+"""Of a group: the smallest positive v, the largest v, the largest |u|."""
 
-# What the two dithers add a step, on 2^32: the powers of the plastic number's reciprocal, whose
-# multiples fill a square evenly (Roberts 2018, "The unreasonable effectiveness of quasirandom
-# sequences"). What they add an index comes round after a group, in each of which they take all
-# multiples of 1/64 once: so the fractions of one group are those of all.
 BY_STEP = 2447445413, 3242174889
-BY_INDEX = 49 << 26, 35 << 26
+"""What the two dithers add a step, on 2^32.
 
-LARGEST = 0x7F7F0000  # the bits of the largest float32 whose last 16 are zero
+The powers of the plastic number's reciprocal, whose multiples fill a square evenly (Roberts 2018,
+"The unreasonable effectiveness of quasirandom sequences").
+"""
+BY_INDEX = 49 << 26, 35 << 26
+"""What they add an index: all multiples of 1/64 once in a group, whose fractions are those of all.
+"""
+
+LARGEST = 0x7F7F0000
+"""The bits of the largest float32 whose last 16 are zero."""
 NAN = 0x7FC00000
+"""The bits of the NaN that is stored."""
 INFINITY = 0x7F800000
-HALF = 0x00400000  # what one and a half has beside the bits of one
-NEGLIGIBLE = 0x21800000  # of 2^-60
+"""The bits of infinity."""
+HALF = 0x00400000
+"""What one and a half has beside the bits of one."""
+NEGLIGIBLE = 0x21800000
+"""The bits of 2^-60: a group whose largest |u| is below it keeps m as zero."""
 
 
 def dither(index: Words, step: int, other: bool = False) -> Words:
@@ -188,20 +200,28 @@ class Codec(NamedTuple):
         return np.maximum((((high - low) << 16) + (steps - 1)) // steps, 1)
 
 
-# What the second dither, on [0, 1), is lowered by: one half to round without bias, and more where
-# the curve is high, so that m never grows without a gradient.
 SETTLE = {8: 0.5, 4: 0.59375}
+"""What the second dither, on [0, 1), is lowered by, by the bits of a code.
+
+One half to round without bias, and more where the curve is high, so that m never grows without a
+gradient.
+"""
 CHORDS = ((1 / 10, 1 / 16), (1 / 15, 99 / 128), (1 / 21, 127 / 64))
+"""Slope and start of the lines whose lowest is the curve of m's codes at 4 bits."""
 
 CODECS = {"int8": Codec(8), "int4": Codec(4)}
+"""The codecs by the names of their formats."""
 FORMATS = ("float32", "bfloat16", *CODECS)
+"""What ``moments`` may be."""
 MASTER_BITS = (32, 24, 16)
+"""What ``master_bits`` may be, beside None."""
 
 
 class Slot(NamedTuple):
     """An array of a parameter's state: its key, its dtype and how much of it there is."""
 
     key: str
+    """Its name in the state."""
     dtype: str
     """"uint8" for words and remainders, whose bytes are little-endian."""
     width: int = 0
@@ -295,7 +315,8 @@ def master_beside(dtype: str, master_bits: int | None) -> int:
     return 32 if bits == 32 else 0
 
 
-VERSION = 1  # of the stored bytes, recorded in checkpoints
+VERSION = 1
+"""Of the stored bytes, recorded in checkpoints."""
 
 
 def check_scales(scales: Any, name: str) -> None:

@@ -16,22 +16,37 @@ _ONE = 1 << _BITS
 class Coefficients(NamedTuple):
     """What a step multiplies with, in the order of ``Coefficients`` in ``src/core/rule.hpp``.
 
-    Beside them is what each is for Adam; other rules say what they take them for.
+    They are called for what they are to Adam; other rules say what they take them for.
+
+    Attributes:
+        beta1: decay rate of the first moment.
+        one_minus_beta1: ``1 - beta1``.
+        beta2: decay rate of the second moment.
+        one_minus_beta2: ``1 - beta2``.
+        step_size: ``lr / (1 - beta1^t)``.
+        denom_scale: ``1 / sqrt(1 - beta2^t)``.
+        eps: added to the denominator, above 0.
+        decay: ``lr * weight_decay`` where it is decoupled, else 0.
+        l2: ``weight_decay`` where it is coupled, else 0.
+        maximize: 1 or 0.
+        unscale: 1 / loss scale, the first that a gradient is multiplied with.
+        clip: the second, ``max_norm / norm`` where that is below 1.
+        step: its number, for the dithers; exact also beside float32.
     """
 
     beta1: float
     one_minus_beta1: float
     beta2: float
     one_minus_beta2: float
-    step_size: float  # lr / (1 - beta1^t)
-    denom_scale: float  # 1 / sqrt(1 - beta2^t)
+    step_size: float
+    denom_scale: float
     eps: float
-    decay: float  # lr * weight_decay where it is decoupled, else 0
-    l2: float  # weight_decay where it is coupled, else 0
-    maximize: float  # 1 or 0
-    unscale: float  # 1 / loss scale: the first that a gradient is multiplied with
-    clip: float  # the second: max_norm / norm where that is below 1
-    step: float  # its number, for the dithers; exact also beside float32
+    decay: float
+    l2: float
+    maximize: float
+    unscale: float
+    clip: float
+    step: float
 
 
 @dataclass(frozen=True)

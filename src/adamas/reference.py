@@ -10,8 +10,10 @@ from . import formats
 from .equations import RULES
 from .hyper import Rule
 
-State = dict[str, Any]  # step: int; and the arrays of ``formats.slots``
+State = dict[str, Any]
+"""``step``, a whole number, and the arrays of ``formats.slots``."""
 Array = np.ndarray
+"""A NumPy array of a dtype that ``initial_state`` takes."""
 
 
 def compute_type(dtype: np.dtype[Any]) -> str:

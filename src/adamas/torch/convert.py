@@ -66,7 +66,12 @@ class Report(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """A converted state dictionary and the report of its conversion."""
+    """A converted state dictionary and the report of its conversion.
+
+    Attributes:
+        state_dict: in torch.optim's form.
+        report: what was recognised, matched and left out.
+    """
 
     state_dict: StateDict
     report: Report

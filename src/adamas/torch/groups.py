@@ -64,7 +64,7 @@ def decay_groups(
         depth: says the depth of a parameter by its name, in place of the rule above.
 
     Returns:
-        A list of groups with named parameters: ``AdamW(decay_groups(model, 0.1), lr=1e-3)``.
+        A list of groups with named parameters, for ``AdamW(decay_groups(model, 0.1), lr=1e-3)``.
 
     Raises:
         ValueError: an argument is out of range, no parameter can be trained, or there are no

@@ -38,7 +38,7 @@ def step_in_backward(optimizer: Adam, accumulate: int = 1) -> BackwardStepper:
         accumulate: backward passes whose gradients are added up for one step, at least 1.
 
     Returns:
-        What undoes it: ``remove()``.
+        A stepper, whose ``remove()`` undoes it.
 
     Raises:
         ValueError: the optimizer has such options, or ``accumulate`` is below 1; during backward,
