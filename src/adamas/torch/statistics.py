@@ -212,10 +212,18 @@ def columns_of(entry: Entry, grad: Tensor | None, before: Tensor) -> NDArray[np.
     sums = [_square_sum(tensor, 0.0) for tensor in (m, v, update, after)]
     relative = (update / before.double())[before != 0].abs()
     largest = float(relative.max()) if relative.numel() else 0.0
-    moving = given if m is None else m
+    moving = _mover(entry, m, given)
     stays = before.to(after.dtype) == after
     stalled = 0 if moving is None else int((stays & (moving != 0)).sum())
     return np.array([_square_sum(given, math.nan), *sums, largest, stalled], np.float64)
+
+
+def _mover(entry: Entry, m: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """What moves the weights: Adam's m, or the momentum if there is one, or else the gradient."""
+    first, second, third = entry.keys
+    if second != "square_avg":
+        return m if first else grad
+    return real(local(entry.state[third])) if third else grad
 
 
 def _moments(entry: Entry) -> tuple[Any, Any]:
