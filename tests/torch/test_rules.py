@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from torch.testing._internal.common_optimizers import OptimizerInput, optim_db
 
 from adamas import formats, reference
-from adamas.torch import SGD, Adam, AdamW, RMSprop, convert_state_dict, step_in_backward
+from adamas.torch import (
+    SGD,
+    Adam,
+    AdamW,
+    RMSprop,
+    convert_state_dict,
+    gpu,
+    lr_range_test,
+    step_in_backward,
+)
 from adamas.torch.base import Optimizer
 from adamas.torch.hyperparameters import hyper_of
 
@@ -597,3 +606,47 @@ def test_memory(rule: Rule, options: Options, moments: str, size: int) -> None:
     optimizer = rule(made(torch.float32, [(64,)]), moments=moments, **options)
     run(optimizer, range(1))
     assert optimizer.memory().total.moments == size
+
+
+@pytest.fixture
+def as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the CPU stand for a GPU without Triton."""
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    monkeypatch.setattr(gpu, "_has_triton", lambda: False)
+
+
+@each_format
+@pytest.mark.parametrize("case", [0, 2, 5, 7], ids=lambda i: NAMES[i])
+def test_offloaded_states_have_the_same_bits(as_gpu: None, case: int, moments: str) -> None:
+    rule, options = CASES[case]
+    options = options | {"lr": 0.01, "moments": moments}
+    here, away = (rule(made(torch.bfloat16), offload=o, **options) for o in (None, "cpu"))
+    for optimizer in (here, away):
+        run(optimizer, range(3))
+    assert_same_bits(here, away)
+
+
+def test_a_device_does_not_count_steps_of_other_rules(as_gpu: None) -> None:
+    optimizer = RMSprop(made(), capturable=True)
+    before = copy.deepcopy(params_of(optimizer))
+    with pytest.raises(
+        ValueError, match="capturable must be False where RMSprop steps parameter 0"
+    ):
+        run(optimizer, range(1))
+    assert all(torch.equal(p, q) for p, q in zip(params_of(optimizer), before, strict=True))
+
+
+@kept
+def test_a_range_of_learning_rates(rule: Rule, options: Options) -> None:
+    """All is put back bit for bit."""
+    model = nn.Linear(4, 1)
+    optimizer = rule(model.parameters(), moments="int8", **options)
+    run(optimizer, range(2))
+    before = copy.deepcopy(optimizer)
+
+    def loss_of_batch(batch: Tensor) -> Tensor:
+        return (model(batch) - 3.0).square().mean()
+
+    found = lr_range_test(model, optimizer, loss_of_batch, [normal((8, 4), torch.float32, 1)])
+    assert found.suggestion is not None
+    assert_same_bits(optimizer, before)

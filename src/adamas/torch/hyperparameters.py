@@ -22,7 +22,10 @@ NAMES = {rule.rule: rule().name for rule in MARKS.values()}
 
 def rule_of(group: Mapping[str, Any]) -> type[Rule] | None:
     """The rule that a parameter group's options are of, None where they are of none."""
-    return next((rule for mark, rule in MARKS.items() if mark in group), None)
+    for mark, rule in MARKS.items():  # asked at each step
+        if mark in group:
+            return rule
+    return None
 
 
 def check_rule(group: Mapping[str, Any], rule: type[Rule]) -> None:
@@ -39,7 +42,7 @@ def check_rule(group: Mapping[str, Any], rule: type[Rule]) -> None:
 def keys_of(group: Mapping[str, Any]) -> Keys:
     """What states call the averages of a group's rule; its numbers are not looked at."""
     rule: Any = rule_of(group) or Hyper
-    return _keys(rule, *(bool(group[option]) for option in rule.structural))
+    return _keys(rule, *[bool(group[option]) for option in rule.structural])
 
 
 def hyper_of(group: dict[str, Any]) -> Rule:
