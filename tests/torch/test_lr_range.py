@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import adamas.torch
-from adamas.torch import LRRange, lr_range_test
+from adamas.torch import LRRange, lr_range_test, lrrange
 
 Loss = Callable[[Any], Tensor]
 BATCHES = 7
@@ -158,6 +158,17 @@ def test_suggestion_trains() -> None:
     optimizer.param_groups[0]["lr"] = found.suggestion
     train(optimizer, batches, loss_of_batch, 30)
     assert loss_of_batch(batches[0]).item() < first / 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_difference_between_batches_is_no_fall(seed: int) -> None:
+    """A loss that falls from 2 to 1 around lr = 1e-3, of batches that differ by 0.3."""
+    lrs = np.geomspace(1e-7, 1, 100)
+    loss = 2 - 1 / (1 + (1e-3 / lrs) ** 1.5)
+    noise = np.random.default_rng(seed).normal(0, 0.3, 100)
+    fastest = lrrange._fastest_fall(loss + noise)
+    assert fastest is not None
+    assert 1e-5 < lrs[fastest] < 0.1
 
 
 def test_groups_keep_their_ratio() -> None:

@@ -18,6 +18,7 @@ from .snapshot import undone
 
 _LEAST_STEPS = 10
 _SMOOTHING = 0.8  # of the loss that tells divergence: about the last five steps
+_FALLEN = 0.1  # of the loss's whole fall, before which its slope is not looked at
 _SAFE = 0.1  # of the learning rate at which the loss diverges
 _HEAD = (
     '<meta name="viewport" content="width=device-width">'
@@ -115,7 +116,8 @@ def lr_range_test(
     suggestion is the one at which the loss falls fastest for each factor that it grows by, but at
     most a tenth of the one at which the loss diverges: a training meets worse batches than the few
     of a test. The slope at a step is that of a straight line through the losses of the steps around
-    it, over the logarithm of the learning rate, so that noise evens out and the place does not lag.
+    it, over the logarithm of the learning rate, so that noise evens out and the place does not lag;
+    it is looked at only once a tenth of the whole fall is behind, where batches differ by less.
 
     Model, optimizer and random states are afterwards bit for bit what they were, in the same
     tensors, also where an exception ends the test: parameters, gradients, buffers and training
@@ -249,19 +251,26 @@ def _value(loss: Any) -> float:
 
 
 def _result(lrs: list[float], losses: list[float], diverged: float | None) -> LRRange:
-    slopes = _slopes(np.array(losses))
     steepest = suggestion = None
-    if len(slopes) and slopes.min() < 0 and min(losses) < losses[0]:
-        steepest = lrs[int(slopes.argmin())]
+    fastest = _fastest_fall(np.array(losses))
+    if fastest is not None and min(losses) < losses[0]:
+        steepest = lrs[fastest]
         suggestion = steepest if diverged is None else min(steepest, _SAFE * diverged)
     return LRRange(lrs, losses, suggestion, steepest, diverged)
 
 
-def _slopes(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At each step, that of the least squares line through the steps around it."""
+def _fastest_fall(losses: NDArray[np.float64]) -> int | None:
+    """The step at which a straight line through those around it falls most, None if none does.
+
+    Only once their height has come down by a tenth of what it will: before, while it is flat, what
+    falls is the difference between batches.
+    """
     reach = max(len(losses) // 20, 2)
-    slopes = np.zeros(len(losses))
-    for i in range(reach, len(losses) - reach):
-        offsets = np.arange(-reach, reach + 1)
-        slopes[i] = offsets @ losses[i - reach : i + reach + 1] / (offsets @ offsets)
-    return slopes
+    if len(losses) <= 2 * reach:
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(losses, 2 * reach + 1)
+    heights, slopes = windows.mean(1), windows @ np.arange(-reach, reach + 1)
+    fallen = heights <= heights[0] - _FALLEN * (heights[0] - heights.min())
+    if heights.min() >= heights[0] or slopes[fallen].min() >= 0:
+        return None
+    return reach + int(np.where(fallen, slopes, np.inf).argmin())
