@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adamas import RMSpropHyper, SGDHyper, formats, reference
 from adamas.hyper import Rule
 
-STEPS = 3000
+STEPS = 1000
 FLAGS = (False, True)
 
 
