@@ -33,12 +33,29 @@ Row row_of(const std::vector<void*>& arrays, std::int64_t size, const Types& typ
   return row;
 }
 
-// Parameters and moments of several tensors of one type, with gradients.
+// A rule, and which of its averages there are.
+struct Averages {
+  Rule rule;
+  bool m, v, w;
+};
+constexpr Averages adam = {Rule::adam, true, true, false};
+constexpr Averages all_rules[] = {
+    adam,
+    {Rule::adam, true, true, true},
+    {Rule::sgd, false, false, false},
+    {Rule::sgd, true, false, false},
+    {Rule::rmsprop, false, true, false},
+    {Rule::rmsprop, false, true, true},
+    {Rule::rmsprop, true, true, false},
+    {Rule::rmsprop, true, true, true},
+};
+
+// Parameters and averages of several tensors of one type, with gradients.
 struct Tensors {
   std::vector<std::vector<double>> memory;  // doubles, for their alignment
   std::vector<Row> rows;
 
-  Tensors(const std::vector<std::int64_t>& sizes, Dtype dtype, bool amsgrad) {
+  Tensors(const std::vector<std::int64_t>& sizes, Dtype dtype, const Averages& has = adam) {
     std::uint64_t state = 42;
     for (std::int64_t size : sizes) {
       for (int k = 0; k < 5; ++k) {
@@ -53,10 +70,11 @@ struct Tensors {
         }
       }
       std::vector<double>* last = &memory.back() - 4;
-      void* maximum = amsgrad ? last[4].data() : nullptr;
-      rows.push_back(
-          row_of({last[0].data(), last[1].data(), last[2].data(), last[3].data(), maximum}, size,
-                 {dtype, dtype, Moments::full, Master::none, {}}));
+      void* m = has.m ? last[2].data() : nullptr;
+      void* v = has.v ? last[3].data() : nullptr;
+      void* w = has.w ? last[4].data() : nullptr;
+      rows.push_back(row_of({last[0].data(), last[1].data(), m, v, w}, size,
+                            {dtype, dtype, Moments::full, Master::none, has.rule, {}}));
     }
   }
 };
@@ -78,15 +96,15 @@ int test_bits() {
   sizes.push_back(0);
   int cases = 0;
   for (Dtype dtype : {Dtype::float32, Dtype::float64})
-    for (bool amsgrad : {false, true}) {
-      Tensors plain(sizes, dtype, amsgrad);
+    for (const Averages& has : all_rules) {
+      Tensors plain(sizes, dtype, has);
       const std::vector<std::vector<double>> before = plain.memory;
       step_all(plain, isas().back(), 1, 1 << 30);
       check(plain.memory != before, "a step changes the parameters");
       for (const Isa& isa : isas())
         for (int threads : {1, 2, 3, 8})
           for (std::int64_t grain : {0, 1, 7, 64, 1000, 1 << 30}) {
-            Tensors tensors(sizes, dtype, amsgrad);
+            Tensors tensors(sizes, dtype, has);
             step_all(tensors, isa, threads, grain);
             check(tensors.memory == plain.memory, std::string(isa.name) + ", " +
                                                       std::to_string(threads) + " threads, grain " +
@@ -103,7 +121,7 @@ int test_sums_and_measures() {
   const std::vector<std::int64_t> sizes = {0, 5000, 1, 33, 2049};
   int cases = 0;
   for (Dtype dtype : {Dtype::float32, Dtype::float64}) {
-    const Tensors tensors(sizes, dtype, false);
+    const Tensors tensors(sizes, dtype);
     const Row* rows = tensors.rows.data();
     const auto count = static_cast<std::int64_t>(tensors.rows.size());
     const Digits exact = exact_square_sum(rows, count, 0.5, 1, 1 << 30);
@@ -111,7 +129,7 @@ int test_sums_and_measures() {
     for (std::size_t k = 0; k < exact.size(); ++k)
       sum += std::ldexp(static_cast<long double>(exact[k]), 32 * static_cast<int>(k) - 1074);
     check(sum > 0, "gradients are not all zero");
-    Tensors plain(sizes, dtype, false);
+    Tensors plain(sizes, dtype);
     step_all(plain, isas().back(), 1, 1 << 30);
     for (const Isa& isa : isas())
       for (int threads : {1, 3})
@@ -119,7 +137,7 @@ int test_sums_and_measures() {
           check(exact_square_sum(rows, count, 0.5, threads, grain) == exact, "an exact sum");
           const Estimate estimate = square_sum(rows, count, 0.5, isa.square_sum, threads, grain);
           check(std::fabs(estimate.value - sum) <= estimate.error, "an estimate");
-          Tensors measured(sizes, dtype, false);
+          Tensors measured(sizes, dtype);
           std::vector<Measures> found(sizes.size());
           for (int t = 0; t < 3; ++t)
             step(measured.rows.data(), count, some_coefficients, isa.kernel, threads, grain,
@@ -155,13 +173,13 @@ int test_sizes() {
 // Callers at the same time: one has the helpers, the others work alone.
 int test_callers() {
   const std::vector<std::int64_t> sizes = {3000, 17};
-  Tensors plain(sizes, Dtype::float32, false);
+  Tensors plain(sizes, Dtype::float32);
   for (int i = 0; i < 50; ++i) step_all(plain, isas()[0], 1, 1 << 30);
-  std::vector<Tensors> tensors(4, Tensors({}, Dtype::float32, false));
+  std::vector<Tensors> tensors(4, Tensors({}, Dtype::float32));
   std::vector<std::thread> callers;
   for (Tensors& mine : tensors)
     callers.emplace_back([&] {
-      mine = Tensors(sizes, Dtype::float32, false);
+      mine = Tensors(sizes, Dtype::float32);
       for (int i = 0; i < 50; ++i) step_all(mine, isas()[0], 3, 100);
     });
   for (std::thread& caller : callers) caller.join();
@@ -171,12 +189,12 @@ int test_callers() {
 
 int test_fork() {
   const std::vector<std::int64_t> sizes = {3000};
-  Tensors plain(sizes, Dtype::float32, false), before(sizes, Dtype::float32, false);
+  Tensors plain(sizes, Dtype::float32), before(sizes, Dtype::float32);
   step_all(plain, isas()[0], 1, 1 << 30);
   step_all(before, isas()[0], 3, 100);  // the pool runs
   const pid_t child = fork();
   if (child == 0) {
-    Tensors tensors(sizes, Dtype::float32, false);
+    Tensors tensors(sizes, Dtype::float32);
     step_all(tensors, isas()[0], 3, 100);
     _exit(tensors.memory == plain.memory ? 0 : 1);
   }
