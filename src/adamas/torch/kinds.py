@@ -79,21 +79,18 @@ def kind_of(group: dict[str, Any]) -> Kind:
             f"offload must be None with differentiable=True, got {offload!r}: autograd does not "
             "record what the host steps"
         )
-    return _kind(group)
+    rule = rule_of(group)
+    assert rule is not None, "optimizers have groups of their rules"
+    own = rule.rule, keys_of(group), group["differentiable"]
+    return Kind(moments, group.get("master_bits"), *own, offload)
 
 
 def is_of(group: dict[str, Any], kind: Kind) -> bool:
-    """Whether a group still is of this kind, without checking it."""
-    return _kind(group) == kind
-
-
-def _kind(group: dict[str, Any]) -> Kind:
-    rule = rule_of(group)
-    assert rule is not None, "optimizers have groups of their rules"
-    return Kind(
+    """Whether a group still is of this kind, without checking it; asked at each step."""
+    return kind == (
         group.get("moments", "float32"),
         group.get("master_bits"),
-        rule.rule,
+        kind.rule,
         keys_of(group),
         group["differentiable"],
         group.get("offload"),
