@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..hyper import Hyper
+from .gpu.sets import set_row
 
 
 def hyper_of(group: dict[str, Any]) -> Hyper:
@@ -47,8 +48,7 @@ def device_row(group: dict[str, Any], compute: str, device: torch.device) -> lis
         device: where these tensors are read; those elsewhere are numbers.
 
     Returns:
-        12 numbers, the last four of which have the bits of whole ones: the addresses of tensors on
-        the device that hold lr, beta1 and beta2, 0 for none, and which of these are float64.
+        The columns of ``gpu.sets``.
     """
     values = [group["lr"], *group["betas"]]
     addresses, wide = [0, 0, 0], 0
@@ -60,10 +60,7 @@ def device_row(group: dict[str, Any], compute: str, device: torch.device) -> lis
     hyper = hyper_of(group | {"lr": values[0], "betas": tuple(values[1:])})
     if max(hyper.lr, hyper.eps, hyper.weight_decay) > _LARGE:
         hyper.coefficients(1, compute)  # which raises where they exceed the type
-    whole = np.array([*addresses, wide], np.int64).view(np.float64).tolist()
-    numbers = (hyper.lr, *hyper.betas, hyper.eps, hyper.weight_decay)
-    flags = hyper.decoupled_weight_decay, hyper.maximize, compute == "float64"
-    return [*numbers, *map(float, flags), *whole]
+    return set_row(hyper, compute, addresses, wide)
 
 
 def snapshot(group: dict[str, Any]) -> dict[str, Any]:
