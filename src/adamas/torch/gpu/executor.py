@@ -130,9 +130,10 @@ class Executor:
             outcome.graphs.append((table, launches, guard))
         if coefficients is not None:
             launches.coefficients = launches.sent(coefficients, launches.coefficients)
+        usual = hypers is not None and request.is_plain and _usual(hypers)
+        launches.compile(usual)  # before the steps are counted
         guard.run(request, outcome, hypers, capturing)
         if self._present():
-            usual = hypers is not None and request.is_plain and _usual(hypers)
             launches.launch(guard.skip, usual)
 
     def _leave_to_graph(self) -> None:

@@ -84,6 +84,11 @@ class Launch:
         arguments = self._chunks, coefficients, skip
         self._step(len(self._chunks), arguments, self._constants(usual), **self._options)
 
+    def compile(self, coefficients: Tensor, skip: Tensor, usual: bool) -> None:
+        """Compiles what a call launches."""
+        arguments = self._chunks, coefficients, skip
+        self._step.compile(arguments, self._constants(usual), **self._options)
+
     def _constants(self, usual: bool) -> tuple[int, ...]:
         *types, whole, alignment = self._alike
         return *types, usual, whole, alignment, self._groups
@@ -115,6 +120,7 @@ class Launches:
         self._kinds = np.zeros((0, 0), np.int64)
         self.aligned = True
         self._launches: list[Launch] = []
+        self._compiled: set[bool] = set()  # what they have been compiled for: usual steps, others
         self._step = Launcher(kernels.step_chunk)
         self._place = Launcher(kernels.place_gradients)
         self._staging = Staging()
@@ -144,8 +150,16 @@ class Launches:
             skip: int32 there, 1 where nothing is to be done.
             usual: whether they neither scale nor clip, maximize or couple the decay.
         """
+        self.compile(usual)
         for launch in self._launches:
             launch(self.coefficients, skip, usual)
+
+    def compile(self, usual: bool) -> None:
+        """Compiles all that ``launch`` needs, so that it launches everything or nothing."""
+        if usual not in self._compiled:
+            for launch in self._launches:
+                launch.compile(self.coefficients, self._never, usual)
+            self._compiled.add(usual)
 
     def place(self, present: NDArray[np.bool_] | None = None, capturing: bool = False) -> None:
         """Brings the chunks up to date with the rows.
@@ -207,6 +221,7 @@ class Launches:
         self._kinds = kinds
         self.aligned = bool(kinds[:, -1].all())
         self._launches = list(_launches(kinds[of_row], self.chunks, self._step))
+        self._compiled.clear()
 
 
 def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
