@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamas import Hyper, formats, native, reference
+from adamas import Hyper, RMSpropHyper, SGDHyper, formats, native, reference
+from adamas.hyper import Rule
 
 HASHES = Path(__file__).parent / "hashes.json"
 STEPS = 60
 # Empty, single, around every vector width, and long enough to be cut into pieces.
 SIZES = (1, 0, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 1000, 4099)
+HYPERS = {kind.rule: kind for kind in (Hyper, SGDHyper, RMSpropHyper)}
+WEIGHTS = [("float32", None), ("bfloat16", 32), ("bfloat16", 24), ("bfloat16", 16)]
+WEIGHTS += [("float16", 32), ("float16", 16)]
+GRADS = ["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,17 @@ class Case:
     grad_dtype: str | None = None
     moments: str = "float32"
     master_bits: int | None = None
+    rule: str = "adam"
 
     @property
-    def hyper(self) -> Hyper:
-        return Hyper(**self.options)
+    def hyper(self) -> Rule:
+        return HYPERS[self.rule](**self.options)
 
     @property
     def types(self) -> int:
         """Those of the core's rows."""
         beside = formats.master_beside(self.dtype, self.master_bits)
-        return native.types(self.dtype, self.grad_dtype, self.moments, beside)
+        return native.types(self.dtype, self.grad_dtype, self.moments, beside, self.rule)
 
     def params(self) -> list[np.ndarray]:
         return [as_dtype(1000 + i, n, self.dtype, -3, 1) for i, n in enumerate(SIZES)]
@@ -86,17 +92,55 @@ def _cases() -> Iterator[Case]:
 
 
 def _format_cases() -> Iterator[Case]:
-    weights = [("float32", None), ("bfloat16", 32), ("bfloat16", 24), ("bfloat16", 16)]
-    weights += [("float16", 32), ("float16", 16)]
-    grads = ["float32", "bfloat16", "float16"]
-    for i, ((dtype, bits), moments) in enumerate(product(weights, formats.FORMATS)):
+    for i, ((dtype, bits), moments) in enumerate(product(WEIGHTS, formats.FORMATS)):
         options = {"lr": 3e-3, "weight_decay": 0.1, "decoupled_weight_decay": i % 2 == 0}
         options["amsgrad"] = i % 3 == 2
         # Of each kind of gradients with each of the others, all but those that older cases have.
-        grad = grads[(i + i // 4) % 3]
+        grad = GRADS[(i + i // 4) % 3]
         if (dtype, moments, grad) != ("float32", "float32", "float32"):
             name = "-".join([dtype, *([str(bits)] if bits else []), moments, f"{grad} gradients"])
             yield Case(name, dtype, options, grad, moments, bits)
+
+
+def _rule_cases() -> Iterator[Case]:
+    momentum, alpha = {"momentum": 0.9}, {"alpha": 0.95}
+    options: dict[str, dict[str, dict[str, Any]]] = {
+        "sgd": {
+            "": {},
+            "momentum": momentum,
+            "nesterov": momentum | {"nesterov": True},
+            "dampening": momentum | {"dampening": 0.3},
+            "momentum-decay": momentum | {"weight_decay": 0.1},
+            "maximize": {"maximize": True},
+        },
+        "rmsprop": {
+            "": alpha,
+            "momentum": alpha | momentum,
+            "centered": alpha | {"centered": True},
+            "centered-momentum": alpha | momentum | {"centered": True},
+            "momentum-decay": momentum | {"weight_decay": 0.1},
+            "maximize": alpha | {"maximize": True},
+        },
+    }
+    for dtype, (rule, cases) in product(("float32", "float64"), options.items()):
+        for name, values in cases.items():
+            parts = [dtype, rule] + [name] * bool(name)
+            yield Case("-".join(parts), dtype, {"lr": 3e-3} | values, rule=rule)
+
+
+def _rule_format_cases() -> Iterator[Case]:
+    """Each kind of weights with each format, and both with each rule."""
+    for (i, (dtype, bits)), (j, moments) in product(enumerate(WEIGHTS), enumerate(formats.FORMATS)):
+        rule, grad = ("sgd", "rmsprop")[(i + j) % 2], GRADS[(i + j // 2 + 1) % 3]
+        options = {"lr": 3e-3, "weight_decay": 0.1 * (i % 2)}
+        if rule == "sgd":
+            options |= {"momentum": 0.9, "nesterov": i % 3 == 0}
+        else:
+            options |= {"momentum": 0.9 * (i % 3 == 0), "centered": moments == "float32"}
+        name = "-".join([dtype, *([str(bits)] if bits else []), moments, rule, f"{grad} gradients"])
+        yield Case(name, dtype, options, grad, moments, bits, rule)
+    name = "bfloat16-24-int8-sgd-without momentum"
+    yield Case(name, "bfloat16", {"lr": 3e-3}, "float32", "int8", 24, "sgd")
 
 
 def as_dtype(seed: int, count: int, dtype: str, *args: Any, **options: Any) -> np.ndarray:
@@ -162,6 +206,9 @@ def run_reference(case: Case) -> list[tuple[np.ndarray, dict[str, Any]]]:
 
 CASES = list(_cases())
 FORMAT_CASES = list(_format_cases())
+RULE_CASES = list(_rule_cases())
+RULE_FORMAT_CASES = list(_rule_format_cases())
+ALL_CASES = [*CASES, *FORMAT_CASES, *RULE_CASES, *RULE_FORMAT_CASES]
 COLUMNS = {
     "exp_avg": native.EXP_AVG,
     "words": native.EXP_AVG,
@@ -179,5 +226,5 @@ def hashes() -> dict[str, str]:
 
 
 if __name__ == "__main__":  # writes the hashes anew; a change of theirs is a change of the contract
-    found = {case.name: digest(run_reference(case)) for case in (*CASES, *FORMAT_CASES)}
+    found = {case.name: digest(run_reference(case)) for case in ALL_CASES}
     HASHES.write_text(json.dumps(found, indent=1) + "\n")

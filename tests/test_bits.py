@@ -7,14 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import CASES, COLUMNS, FORMAT_CASES, Case, digest, hashes, run_reference, visible
+from cases import (
+    CASES,
+    FORMAT_CASES,
+    RULE_CASES,
+    RULE_FORMAT_CASES,
+    Case,
+    digest,
+    hashes,
+    run_reference,
+    visible,
+)
 
 import adamas
 import adamas.torch
 from adamas import native, reference
 
 KEPT = hashes()
-FRONT_ENDS = {"arrays": adamas, "torch": adamas.torch}
 Results = list[tuple[np.ndarray, dict[str, Any]]]
 
 
@@ -25,7 +34,7 @@ def run_core(case: Case, isa: str, threads: int, grain: int) -> Results:
         for row, (param, state), grad in zip(rows, results, grads, strict=True):
             row[[native.PARAM, native.GRAD]] = param.ctypes.data, grad.ctypes.data
             for key in state.keys() - {"step"}:
-                row[COLUMNS[key]] = state[key].ctypes.data
+                row[native.column(key, case.hyper.keys)] = state[key].ctypes.data
             row[native.SIZE], row[native.TYPES] = param.size, case.types
         compute = reference.compute_type(results[0][0].dtype)
         coefficients = np.array([case.hyper.coefficients(step, compute)])
@@ -39,7 +48,7 @@ def options(case: Case) -> dict[str, Any]:
 
 def run_arrays(case: Case) -> Results:
     params = case.params()
-    rule = adamas.AdamW if case.hyper.decoupled_weight_decay else adamas.Adam
+    rule = getattr(adamas, case.hyper.name)
     formats = {"moments": case.moments, "master_bits": case.master_bits}
     optimizer = rule([visible(p) for p in params], **options(case), **formats)
     for grads in case.grads():
@@ -49,10 +58,16 @@ def run_arrays(case: Case) -> Results:
     return [(p, {k: saved[f"state/{i}/{k}"] for k in keys}) for i, p in enumerate(params)]
 
 
+def of_torch(case: Case) -> Any:
+    if not hasattr(adamas.torch, case.hyper.name):
+        pytest.skip(f"adamas.torch has no {case.hyper.name}")
+    return getattr(adamas.torch, case.hyper.name)
+
+
 def run_torch(case: Case, plain: bool) -> Results:
     """In plain torch operations if asked: ``differentiable`` leaves the core aside."""
     params = [torch.from_numpy(p).requires_grad_(not plain) for p in case.params()]
-    rule = adamas.torch.AdamW if case.hyper.decoupled_weight_decay else adamas.torch.Adam
+    rule = of_torch(case)
     wrapped = [torch.nn.Parameter(p, requires_grad=not plain) for p in params]
     optimizer = rule(wrapped, **options(case), differentiable=plain)
     for grads in case.grads():
@@ -75,7 +90,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 def run_torch_formats(case: Case) -> Results:
     params = [torch.nn.Parameter(tensor(p)) for p in case.params()]
-    rule = adamas.torch.AdamW if case.hyper.decoupled_weight_decay else adamas.torch.Adam
+    rule = of_torch(case)
     formats = {"moments": case.moments, "master_bits": case.master_bits}
     optimizer = rule(params, **options(case), **formats)
     for grads in case.grads():
@@ -94,7 +109,7 @@ def run_torch_formats(case: Case) -> Results:
     return results
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *RULE_CASES], ids=lambda case: case.name)
 class TestHashes:
     """Each backend on each case."""
 
@@ -114,7 +129,7 @@ class TestHashes:
         assert digest(run_torch(case, plain)) == KEPT[case.name]
 
 
-@pytest.mark.parametrize("case", FORMAT_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*FORMAT_CASES, *RULE_FORMAT_CASES], ids=lambda case: case.name)
 class TestFormats:
     """Each backend on each moment format and kind of weights."""
 
@@ -134,7 +149,8 @@ class TestFormats:
 
 
 def test_the_cases_differ() -> None:
-    """But for the two rules, which are one where there is no decay."""
+    """But for Adam and AdamW, which are one where there is no decay."""
     older = [KEPT[case.name] for case in CASES]
     assert len(set(older)) == len(older) * 3 // 4
-    assert len(set(KEPT.values()) - set(older)) == len(FORMAT_CASES)
+    others = [*FORMAT_CASES, *RULE_CASES, *RULE_FORMAT_CASES]
+    assert len(set(KEPT.values()) - set(older)) == len(others)

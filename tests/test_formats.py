@@ -7,16 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import COLUMNS, numbers
+from cases import GRADS, WEIGHTS, numbers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamas import Hyper, formats, native, reference
+from adamas import Hyper, RMSpropHyper, SGDHyper, formats, native, reference
+from adamas.hyper import Rule
 
 HYPER = Hyper(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
-WEIGHTS = [("float32", None), ("bfloat16", 32), ("bfloat16", 24), ("bfloat16", 16)]
-WEIGHTS += [("float16", 32), ("float16", 16)]
-GRADS = ["float32", "bfloat16", "float16"]
+RULES: dict[str, Rule] = {
+    "adam": Hyper(lr=0.01, weight_decay=0.1),
+    "amsgrad": Hyper(lr=0.01, weight_decay=0.1, amsgrad=True),
+    "sgd": SGDHyper(lr=0.01, weight_decay=0.1),
+    "momentum": SGDHyper(lr=0.01, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "rmsprop": RMSpropHyper(lr=0.01, weight_decay=0.1),
+    "rmsprop-momentum": RMSpropHyper(lr=0.01, momentum=0.9),
+    "centered": RMSpropHyper(lr=0.01, centered=True, momentum=0.9),
+}
 TAILS = [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 4099]
 
 
@@ -29,34 +36,47 @@ def cast(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def row_of(
-    param: np.ndarray, grad: np.ndarray, state: dict[str, Any], master: int, moments: str
+    param: np.ndarray,
+    grad: np.ndarray,
+    state: dict[str, Any],
+    hyper: Rule,
+    master: int | None,
+    moments: str,
 ) -> np.ndarray:
     rows = native.table(1)
     rows[0, native.PARAM], rows[0, native.GRAD] = param.ctypes.data, grad.ctypes.data
     for key, value in state.items():
         if key != "step":
-            rows[0, COLUMNS[key]] = value.ctypes.data
+            rows[0, native.column(key, hyper.keys)] = value.ctypes.data
     names = [reference.dtype_name(a) for a in (param, grad)]
-    rows[0, native.TYPES] = native.types(*names, moments, formats.master_beside(names[0], master))
+    beside = formats.master_beside(names[0], master)
+    rows[0, native.TYPES] = native.types(*names, moments, beside, hyper.rule)
     rows[0, native.SIZE] = param.size
     return rows
 
 
 @pytest.mark.parametrize("isa", native.isas())
-@pytest.mark.parametrize("moments", formats.FORMATS)
+@pytest.mark.parametrize(
+    ("rule", "moments"),
+    [
+        (rule, moments)
+        for rule, moments in itertools.product(RULES, formats.FORMATS)
+        if rule != "centered" or moments == "float32"
+    ],
+)
 @pytest.mark.parametrize(("dtype", "master"), WEIGHTS)
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_core(dtype: str, master: int | None, moments: str, amsgrad: bool, isa: str) -> None:
-    hyper = Hyper(lr=0.01, weight_decay=0.1, amsgrad=amsgrad)
+def test_core(dtype: str, master: int | None, rule: str, moments: str, isa: str) -> None:
+    hyper = RULES[rule]
+    steps = 100 if hyper.rule == "adam" else 20
     for size, kind in zip(TAILS, GRADS * 5, strict=False):
         param = cast(numbers(7, size, "float32", -3, 1), dtype)
         state = reference.initial_state(param, hyper, moments, master)
         expected, after = param.copy(), state
         own = {k: v.copy() if k != "step" else v for k, v in state.items()}
-        for t in range(1, 101):
+        for t in range(1, steps + 1):
             grad = cast(numbers(1000 * t + size, size, "float32", -33, 7, sparse=True), kind)
             expected, after = reference.step(expected, grad, after, hyper, clip=0.5)
-            rows = row_of(param, grad, own, master, moments)
+            rows = row_of(param, grad, own, hyper, master, moments)
             coefficients = np.array([hyper.coefficients(t, "float32", clip=0.5)])
             native.step(rows, coefficients, 1, isa=isa)
             assert param.tobytes() == expected.tobytes(), (size, kind, t)

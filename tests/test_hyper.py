@@ -8,11 +8,12 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamas import Hyper
-from adamas.hyper import bias_correction
+from adamas import Hyper, RMSpropHyper, SGDHyper
+from adamas.hyper import Rule, bias_correction
 
 BAD = [
     ({"lr": -1e-3}, ValueError, "lr must be finite and at least 0, got -0.001"),
@@ -90,6 +91,45 @@ def test_coefficients() -> None:
     decoupled = Hyper(0.1, (0.5, 0.75), 1e-3, 0.25, decoupled_weight_decay=True)
     assert decoupled.coefficients(2, "float64").decay == 0.1 * 0.25
     assert decoupled.coefficients(2, "float64").l2 == 0
+
+
+def test_coefficients_of_descent() -> None:
+    plain = SGDHyper(0.1, weight_decay=0.25, maximize=True).coefficients(3, "float64")
+    assert (plain.step_size, plain.l2, plain.maximize) == (0.1, 0.25, 1)
+    assert (plain.beta1, plain.beta2, plain.decay) == (0, 0, 0)
+    damped = SGDHyper(0.1, 0.75, dampening=0.5)
+    assert [damped.coefficients(t, "float64").one_minus_beta1 for t in (1, 2, 9)] == [1, 0.5, 0.5]
+    assert damped.coefficients(2, "float64").beta2 == 0
+    assert SGDHyper(0.1, 0.75, nesterov=True).coefficients(2, "float64").beta2 == 0.75
+
+
+def test_coefficients_of_rmsprop() -> None:
+    c = RMSpropHyper(0.1, 0.75, 1e-3, 0.25, 0.5).coefficients(3, "float64")
+    assert (c.beta1, c.beta2, c.one_minus_beta2) == (0.5, 0.75, 0.25)
+    assert (c.step_size, c.eps, c.l2, c.decay) == (0.1, 1e-3, 0.25, 0)
+    assert RMSpropHyper(eps=0).coefficients(1).eps == 2.0**-149
+
+
+def test_defaults_are_those_of_torch() -> None:
+    for hyper, name in ((SGDHyper(), "SGD"), (RMSpropHyper(), "RMSprop")):
+        theirs = getattr(torch.optim, name)([torch.zeros(1)]).defaults
+        assert asdict(hyper) == {key: theirs[key] for key in asdict(hyper)}
+        assert hyper.name == name
+
+
+@pytest.mark.parametrize(
+    ("hyper", "keys"),
+    [
+        (SGDHyper(), ("", "", "")),
+        (SGDHyper(momentum=0.9), ("momentum_buffer", "", "")),
+        (RMSpropHyper(), ("", "square_avg", "")),
+        (RMSpropHyper(momentum=0.9), ("", "square_avg", "momentum_buffer")),
+        (RMSpropHyper(centered=True), ("grad_avg", "square_avg", "")),
+    ],
+    ids=str,
+)
+def test_averages(hyper: Rule, keys: tuple[str, str, str]) -> None:
+    assert hyper.keys == keys
 
 
 def test_a_coefficient_too_large_for_float32() -> None:

@@ -16,41 +16,61 @@ import pytest
 import torch
 from cases import numbers
 
-from adamas import Adam, Hyper, native, reference
-from adamas.hyper import Coefficients
+from adamas import Adam, Hyper, RMSpropHyper, SGDHyper, native, reference
+from adamas.hyper import Coefficients, Rule
+from adamas.reference import State
 
 HYPER = Hyper(lr=0.01)
+RULES: dict[str, Rule] = {
+    "adam": HYPER,
+    "amsgrad": Hyper(lr=0.01, amsgrad=True),
+    "sgd": SGDHyper(lr=0.01, weight_decay=0.1),
+    "momentum": SGDHyper(lr=0.01, momentum=0.9),
+    "rmsprop": RMSpropHyper(lr=0.01, weight_decay=0.1),
+    "rmsprop-momentum": RMSpropHyper(lr=0.01, momentum=0.9),
+    "centered": RMSpropHyper(lr=0.01, centered=True),
+    "centered-momentum": RMSpropHyper(lr=0.01, centered=True, momentum=0.9),
+}
 
 
-def rows_of(arrays: list[np.ndarray]) -> np.ndarray:
+def rows_of(param: np.ndarray, grad: np.ndarray, state: State, hyper: Rule = HYPER) -> np.ndarray:
     row = native.table(1)
-    row[0, : len(arrays)] = [a.ctypes.data for a in arrays]
-    row[0, native.SIZE] = arrays[0].size
-    row[0, native.TYPES] = native.types(str(arrays[0].dtype))
+    row[0, native.PARAM], row[0, native.GRAD] = param.ctypes.data, grad.ctypes.data
+    for key in state.keys() - {"step"}:
+        row[0, native.column(key, hyper.keys)] = state[key].ctypes.data
+    row[0, native.SIZE] = param.size
+    row[0, native.TYPES] = native.types(str(param.dtype), rule=hyper.rule)
     return row
 
 
-def stepped(size: int, dtype: str, **settings: object) -> tuple[bytes, bytes]:
+def stepped(
+    size: int, dtype: str, hyper: Rule = HYPER, **settings: object
+) -> tuple[list[bytes], list[bytes]]:
     """What the core and the reference make of the same two steps."""
     param = numbers(3, size, dtype, -3, 3)
-    expected, state = param.copy(), reference.initial_state(param, HYPER)
-    m, v = np.zeros_like(param), np.zeros_like(param)
+    own = reference.initial_state(param, hyper)
+    expected, state = param.copy(), reference.initial_state(param, hyper)
     for t in (1, 2):
         grad = numbers(10 * t, size, dtype, -30, 10, sparse=True)
-        expected, state = reference.step(expected, grad, state, HYPER)
+        expected, state = reference.step(expected, grad, state, hyper)
         native.step(
-            rows_of([param, grad, m, v]),
-            np.array([HYPER.coefficients(t, dtype)]),
+            rows_of(param, grad, own, hyper),
+            np.array([hyper.coefficients(t, dtype)]),
             **settings,  # type: ignore[arg-type]
         )
-    return param.tobytes(), expected.tobytes()
+    averages = [key for key in hyper.keys if key]
+    return (
+        [param.tobytes(), *(own[key].tobytes() for key in averages)],
+        [expected.tobytes(), *(state[key].tobytes() for key in averages)],
+    )
 
 
 @pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_row_3_every_tail(dtype: str, isa: str) -> None:
+@pytest.mark.parametrize("hyper", RULES.values(), ids=RULES)
+def test_row_3_every_tail(hyper: Rule, dtype: str, isa: str) -> None:
     for size in [*range(70), 127, 128, 129, 1023, 1024, 1025]:
-        found, expected = stepped(size, dtype, isa=isa)
+        found, expected = stepped(size, dtype, hyper, isa=isa)
         assert found == expected, size
 
 
@@ -63,19 +83,20 @@ def test_threads_and_grains(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_measured_step_has_the_same_bits(dtype: str, isa: str) -> None:
+@pytest.mark.parametrize("hyper", RULES.values(), ids=RULES)
+def test_a_measured_step_has_the_same_bits(hyper: Rule, dtype: str, isa: str) -> None:
+    first, second, third = hyper.keys
+    moved_by = third if hyper.rule == "rmsprop" else first
     for size, threads, grain in product((1, 1023, 1025, 5000), (1, 2), (1000, 4096)):
         param = numbers(3, size, dtype, -3, 3)
         grad = numbers(10, size, dtype, -30, 10, sparse=True)
-        m, v = np.zeros_like(param), np.zeros_like(param)
-        expected, state = reference.step(
-            param, grad, reference.initial_state(param, HYPER), HYPER, 0.5
-        )
+        own = reference.initial_state(param, hyper)
+        expected, state = reference.step(param, grad, own, hyper, 0.5)
         before = param.copy()
         measures = np.zeros((1, native.MEASURES))
         native.step(
-            rows_of([param, grad, m, v]),
-            np.array([HYPER.coefficients(1, dtype, 0.5)]),
+            rows_of(param, grad, own, hyper),
+            np.array([hyper.coefficients(1, dtype, 0.5)]),
             threads,
             measures=measures,
             grain=grain,
@@ -86,9 +107,11 @@ def test_a_measured_step_has_the_same_bits(dtype: str, isa: str) -> None:
         update = before.astype(float) - param
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = np.where(before == 0, 0, np.abs(update / before))
-        vectors = (grad * 0.5, state["exp_avg"], state["exp_avg_sq"], update, param)
+        averages = [state[key] if key else np.zeros(1) for key in (first, second)]
+        vectors = (grad * 0.5, *averages, update, param)
         assert found[:5] == pytest.approx([np.sum(x.astype(float) ** 2) for x in vectors], 1e-12)
-        assert found[5:].tolist() == [relative.max(), np.sum((param == before) & (m != 0))]
+        mover = own[moved_by] if moved_by else grad
+        assert found[5:].tolist() == [relative.max(), np.sum((param == before) & (mover != 0))]
 
 
 @pytest.mark.parametrize(
@@ -98,11 +121,13 @@ def test_a_measured_step_has_the_same_bits(dtype: str, isa: str) -> None:
         {native.COEFFICIENTS: 1},
         {native.COEFFICIENTS: -1},
         {native.TYPES: 9},
+        {native.TYPES: 3 << 32},
         {native.RUN: 0},
     ],
 )
 def test_a_bad_row_is_refused(change: dict[int, int]) -> None:
-    rows = rows_of([np.ones(3, "float32") for _ in range(4)])
+    param = np.ones(3, "float32")
+    rows = rows_of(param, param, reference.initial_state(param, HYPER))
     for column, value in change.items():
         rows[0, column] = value
     with pytest.raises(ValueError, match="a row has"):

@@ -16,7 +16,8 @@ import adamas.torch
 ROOT = Path(adamas.__file__).parent
 # Each may import those before it, of the package's own modules.
 ALONE = ["equations", "hyper", "formats", "memory", "norm", "interrupts", "text"]
-ORDER = [*ALONE, "footprint", "reference", "native", "arraystate", "arrays", "torch", "lab", "cli"]
+FRONT_ENDS = ["arraystate", "arrays", "optimizers", "torch"]
+ORDER = [*ALONE, "footprint", "reference", "native", *FRONT_ENDS, "lab", "cli"]
 HEAVY = {
     "torch",
     "sklearn",

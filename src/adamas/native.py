@@ -107,9 +107,10 @@ def step(
         counts: states, and their step counts before this step, -1 for one that is not stepped: its
             ``step`` is set to one more, so that no interrupt can part a step from its count.
         measures: (tensors, 7) float64 zeros, where the step is to be measured while it runs. It
-            gets the sums of the squares of the gradient (unscaled), ``exp_avg``, ``exp_avg_sq``,
-            the update and the parameter after it; the largest update relative to its weight; how
-            many weights an update left as they were. Sums are right to rounding.
+            gets the sums of the squares of the gradient (unscaled), the rule's first and second
+            average (0 without), the update and the parameter after it; the largest update relative
+            to its weight; how many weights stayed as they were although Adam's first moment, or the
+            momentum, or else the gradient is not zero. Sums are right to rounding.
         grain: elements that a thread takes at a time; 0: what suits the table.
         isa: one of ``isas()``; by default the environment's ``ADAMAS_ISA``, else the first.
 

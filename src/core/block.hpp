@@ -71,10 +71,12 @@ inline void load_param(const Row& row, int size, float* p) {
   }
 }
 
-// Moments in bfloat16.
+// Moments in bfloat16, those that there are.
 inline void load_moments(const Row& row, int size, float* m, float* v) {
-  from_bfloat16(static_cast<const std::uint16_t*>(row.arrays[exp_avg]), size, m);
-  from_bfloat16(static_cast<const std::uint16_t*>(row.arrays[exp_avg_sq]), size, v);
+  const auto* first = static_cast<const std::uint16_t*>(row.arrays[exp_avg]);
+  const auto* second = static_cast<const std::uint16_t*>(row.arrays[exp_avg_sq]);
+  if (first) from_bfloat16(first, size, m);
+  if (second) from_bfloat16(second, size, v);
 }
 
 // The dithers of a block, wherever its elements are in the whole tensor.
@@ -148,8 +150,8 @@ inline void store_moments(const Row& row, const float* m, const float* v, const 
   auto* first = static_cast<std::uint16_t*>(row.arrays[exp_avg]);
   auto* second = static_cast<std::uint16_t*>(row.arrays[exp_avg_sq]);
   for (int at = 0; at < groups * group; at += group) {
-    to_bfloat16(m + at, dithers.second(at), first + at);
-    to_bfloat16(v + at, dithers.first(at), second + at);
+    if (first) to_bfloat16(m + at, dithers.second(at), first + at);
+    if (second) to_bfloat16(v + at, dithers.first(at), second + at);
   }
 }
 

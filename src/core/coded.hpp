@@ -43,25 +43,23 @@ struct Flight {
 // Moves blocks through three stages: one is stepped, which waits for square roots and divisions;
 // meanwhile the v of that before it gets its codes, and the m of that before. So what is found of
 // all groups of a block is there when it is needed.
+//
+// Of a rule that has only m, v is its square, and neither is what is read of it; of one that has
+// only v, m is zero.
 template <int bits>
 class Coder {
  public:
   using Codec = adamas::Codec<bits>;
   using Word = typename Codec::Word;
 
-  // Where the block that is stepped is, in float32.
-  struct Arrays {
-    float *p, *v_max;
-    const float* g;
-  };
-
-  template <bool amsgrad, bool usual>
-  void step(const Row& part, const Arrays& arrays, int groups, const Placed& dithers,
+  // `arrays` is where the block is in float32, but for m and v.
+  template <class Has, bool usual>
+  void step(const Row& part, const Place<float>& arrays, int groups, const Placed& dithers,
             const Ahead& ahead, const Coefficients<float>& c) {
     Flight& now = at(0);
     now.open(part, groups, dithers);
     decode(now);
-    turn<amsgrad, usual>(arrays, &ahead, c);
+    turn<Has, usual>(arrays, &ahead, c);
   }
 
   // Of the block that was stepped last, before it goes on.
@@ -78,7 +76,7 @@ class Coder {
   // Writes what is still on its way.
   void drain() {
     while (at(1).groups || at(2).groups) {
-      turn<false, true>({}, nullptr, {});
+      turn<Kind<Rule::sgd, false, false, false>, false>({}, nullptr, {});  // which steps none
       prepare_m(at(1));
       at(2).groups = 0;
       count_ = (count_ + 2) % 3;
@@ -102,32 +100,34 @@ class Coder {
     }
   }
 
-  template <bool amsgrad, bool usual>
-  void turn(const Arrays& arrays, const Ahead* ahead, const Coefficients<float>& given) {
+  template <class Has, bool usual>
+  void turn(const Place<float>& arrays, const Ahead* ahead, const Coefficients<float>& given) {
     const auto c = usual ? without_extras(given) : given;
     Flight &now = at(0), &before = at(1), &first = at(2);
     for (int i = 0; i < most_groups; ++i) {
-      const bool steps = i < now.groups, grids = i < before.groups && before.usual_v[i],
+      const bool steps = Has::coded && i < now.groups,
+                 grids = i < before.groups && before.usual_v[i],
                  closes = i < first.groups && first.usual_m[i];
       if (steps && ahead) ahead->fetch(i);
       if (steps && grids && closes) {
-        take<true, true, true, amsgrad>(i, arrays, now, before, first, c);
+        take<Has, Has::coded, true, true>(i, arrays, now, before, first, c);
         continue;
       }
-      if (steps) take<true, false, false, amsgrad>(i, arrays, now, before, first, c);
-      if (grids) take<false, true, false, amsgrad>(i, arrays, now, before, first, c);
-      if (closes) take<false, false, true, amsgrad>(i, arrays, now, before, first, c);
+      if (steps) take<Has, Has::coded, false, false>(i, arrays, now, before, first, c);
+      if (grids) take<Has, false, true, false>(i, arrays, now, before, first, c);
+      if (closes) take<Has, false, false, true>(i, arrays, now, before, first, c);
     }
   }
 
-  // Group i of each of the three, or of some.
-  template <bool steps, bool grids, bool closes, bool amsgrad>
-  static void take(int i, const Arrays& arrays, Flight& now, Flight& before, Flight& first,
-                   const Coefficients<float>& c) {
+  // Group i of each of the three, or of some. Inlined, or else g++ finds it too large for that.
+  template <class Has, bool steps, bool grids, bool closes>
+  __attribute__((always_inline)) static void take(int i, const Place<float>& arrays, Flight& now,
+                                                  Flight& before, Flight& first,
+                                                  const Coefficients<float>& c) {
     const int begin = i * group;
     float* const p = steps ? arrays.p + begin : nullptr;
     const float* const g = steps ? arrays.g + begin : nullptr;
-    float* const v_max = amsgrad ? arrays.v_max + begin : nullptr;
+    float* const w = steps && Has::w ? arrays.w + begin : nullptr;
     float *const m = now.m + begin, *const v = now.v + begin;
     float *const u = before.m + begin, *const parts = before.v + begin;
     const typename Codec::Grid grid(before.grids, grids ? i : 0);
@@ -142,13 +142,15 @@ class Coder {
     ADAMAS_UNROLLED
     for (int j = 0; j < group; ++j) {
       if (steps) {
-        float unused = 0, weight = p[j], first_moment = m[j], second = v[j];
-        const float gradient = g[j];
-        adam<amsgrad>(weight, gradient, first_moment, second, amsgrad ? v_max[j] : unused, c);
+        float none = 0, weight = p[j], first_moment = m[j], second = v[j];
+        const float grad = g[j];
+        apply<Has>(weight, grad, first_moment, second, Has::w ? w[j] : none, c);
+        first_moment = Has::m ? first_moment : 0;
+        second = Has::v ? second : first_moment * first_moment;
         p[j] = weight;
         m[j] = first_moment;
         v[j] = second;
-        span.add(second, gradient * gradient);
+        span.add(second, Has::m ? grad * grad : 1);
       }
       if (grids) {
         const std::int32_t code = grid.code(bits_of(parts[j]), levels[j]);
@@ -227,11 +229,12 @@ class Coder {
 
   static void prepare_m(Flight& before) {
     for (int i = 0; i < before.groups; ++i)
-      before.inverse[i] = Codec::largest / float_of(before.sizes[i]);
+      before.inverse[i] = before.sizes[i] ? Codec::largest / float_of(before.sizes[i]) : 0;
     for (int i = 0; i < before.groups; ++i) {
       const std::int32_t size = before.sizes[i];
       before.scales[i * scale_count + 2] = Codec::scale_of_m(size, before.scale_dithers[i]);
-      before.usual_m[i] = Codec::keeps_m(size) && !before.zeros[i];
+      // Without any m, no dither finds one.
+      before.usual_m[i] = !size || (Codec::keeps_m(size) && !before.zeros[i]);
       if (!before.usual_m[i]) write_special_m(before, i, Codec::keeps_m(size));
     }
   }

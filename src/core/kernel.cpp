@@ -23,104 +23,93 @@ Coefficients<T> rounded(const double* from) {
           T(from[6]), T(from[7]), T(from[8]), T(from[9]), T(from[10]), T(from[11])};
 }
 
-template <class T>
+// Whether the extras are off; only Adam's decay can be decoupled, so elsewhere they seldom are.
+template <class Has, class T>
 bool is_usual(const Coefficients<T>& c) {
-  return c.l2 == 0 && c.maximize == 0 && c.unscale == 1 && c.clip == 1;
+  return Has::rule == Rule::adam && c.l2 == 0 && c.maximize == 0 && c.unscale == 1 && c.clip == 1;
 }
 
-template <bool amsgrad, bool usual, class T>
-void loop(T* __restrict p, const T* __restrict g, T* __restrict m, T* __restrict v,
-          T* __restrict v_max, const Coefficients<T>& given, std::int64_t size) {
+template <class Has, bool usual, class T>
+void loop(T* __restrict p, const T* __restrict g, T* __restrict m, T* __restrict v, T* __restrict w,
+          const Coefficients<T>& given, std::int64_t size) {
   const auto c = usual ? without_extras(given) : given;
   for (std::int64_t i = 0; i < size; ++i) {
-    T unused = 0;
-    adam<amsgrad>(p[i], g[i], m[i], v[i], amsgrad ? v_max[i] : unused, c);
+    T none = 0;
+    apply<Has>(p[i], g[i], Has::m ? m[i] : none, Has::v ? v[i] : none, Has::w ? w[i] : none, c);
   }
 }
 
-// Moments in the parameter's own type, all of it where it lies: at the speed of memory, of which
+template <class Has, bool usual, class T>
+void loop(const Place<T>& at, const Coefficients<T>& c, std::int64_t size) {
+  loop<Has, usual>(at.p, at.g, at.m, at.v, at.w, c, size);
+}
+
+// Averages in the parameter's own type, all of it where it lies: at the speed of memory, of which
 // the processor fetches less by itself than it could.
-template <bool amsgrad, bool usual, class T>
-void stream(T* p, const T* g, T* m, T* v, T* v_max, const Coefficients<T>& c, std::int64_t size) {
+template <class Has, bool usual, class T>
+void stream(const Place<T>& all, const Coefficients<T>& c, std::int64_t size) {
   constexpr std::int64_t ahead = 2048 / sizeof(T);
-  std::int64_t at = 0;
-  for (; at + group <= size; at += group) {
-    fetch_group(p + at + ahead);
-    fetch_group(g + at + ahead);
-    fetch_group(m + at + ahead);
-    fetch_group(v + at + ahead);
-    loop<amsgrad, usual>(p + at, g + at, m + at, v + at, amsgrad ? v_max + at : nullptr, c, group);
+  std::int64_t i = 0;
+  for (; i + group <= size; i += group) {
+    const Place<T> at = after<Has>(all, i);
+    fetch_group(at.p + ahead);
+    fetch_group(at.g + ahead);
+    if (Has::m) fetch_group(at.m + ahead);
+    if (Has::v) fetch_group(at.v + ahead);
+    if (Has::w) fetch_group(at.w + ahead);
+    loop<Has, usual>(at, c, group);
   }
-  loop<amsgrad, usual>(p + at, g + at, m + at, v + at, amsgrad ? v_max + at : nullptr, c,
-                       size - at);
+  loop<Has, usual>(after<Has>(all, i), c, size - i);
 }
 
-template <class T>
-void step(const Row& row, const Coefficients<T>& c, std::int64_t begin, std::int64_t end) {
-  T* p = static_cast<T*>(row.arrays[param]) + begin;
-  const T* g = static_cast<const T*>(row.arrays[grad]) + begin;
-  T* m = static_cast<T*>(row.arrays[exp_avg]) + begin;
-  T* v = static_cast<T*>(row.arrays[exp_avg_sq]) + begin;
-  const std::int64_t size = end - begin;
-  if (row.arrays[max_exp_avg_sq]) {
-    T* v_max = static_cast<T*>(row.arrays[max_exp_avg_sq]) + begin;
-    is_usual(c) ? stream<true, true>(p, g, m, v, v_max, c, size)
-                : stream<true, false>(p, g, m, v, v_max, c, size);
-    return;
-  }
-  T* none = nullptr;
-  is_usual(c) ? stream<false, true>(p, g, m, v, none, c, size)
-              : stream<false, false>(p, g, m, v, none, c, size);
+template <class Has, class T>
+void step(const Place<T>& at, const Coefficients<T>& c, std::int64_t size) {
+  is_usual<Has>(c) ? stream<Has, true>(at, c, size) : stream<Has, false>(at, c, size);
 }
 
-template <class T>
-void measure(const T* before, const T* p, const T* gradient, const T* m, const T* v, T unscale,
-             std::int64_t size, Measures& found) {
+template <class Has, class T>
+void measure(const T* before, const Place<T>& at, T unscale, std::int64_t size, Measures& found) {
+  // What moves the weights: Adam's m, or the momentum if there is one, or else the gradient.
+  constexpr bool rmsprop = Has::rule == Rule::rmsprop;
+  const T* const mover = rmsprop && Has::w ? at.w : !rmsprop && Has::m ? at.m : at.g;
   for (std::int64_t i = 0; i < size; ++i) {
-    const double g = gradient[i] * unscale, update = double(before[i]) - p[i];
+    const T p = at.p[i];
+    const double g = at.g[i] * unscale, update = double(before[i]) - p;
     const double size_of_update = update < 0 ? -update : update;
     const double weight = before[i] < 0 ? -double(before[i]) : before[i];
     found.grad += g * g;
-    found.exp_avg += double(m[i]) * m[i];
-    found.exp_avg_sq += double(v[i]) * v[i];
+    if (Has::m) found.exp_avg += double(at.m[i]) * at.m[i];
+    if (Has::v) found.exp_avg_sq += double(at.v[i]) * at.v[i];
     found.update += update * update;
-    found.param += double(p[i]) * p[i];
+    found.param += double(p) * p;
     const double relative = weight == 0 ? 0 : size_of_update / weight;
     found.largest = larger(found.largest, relative);
-    found.stalled += p[i] == before[i] && m[i] != 0 ? 1 : 0;
+    found.stalled += p == before[i] && mover[i] != 0 ? 1 : 0;
   }
 }
 
 // Steps a block, and measures it while it is in the innermost cache.
-template <class T>
-void step_and_measure(const Row& row, const Coefficients<T>& c, std::int64_t begin,
-                      std::int64_t end, Measures& found) {
-  constexpr std::int64_t block = 1024;
-  const T* p = static_cast<const T*>(row.arrays[param]);
-  const T* g = static_cast<const T*>(row.arrays[grad]);
-  const T* m = static_cast<const T*>(row.arrays[exp_avg]);
-  const T* v = static_cast<const T*>(row.arrays[exp_avg_sq]);
+template <class Has, class T>
+void step_and_measure(Place<T> at, const Coefficients<T>& c, std::int64_t size, Measures& found) {
   T before[block];
-  for (; begin < end; begin += block) {
-    const std::int64_t size = end - begin < block ? end - begin : block;
-    for (std::int64_t i = 0; i < size; ++i) before[i] = p[begin + i];
-    step<T>(row, c, begin, begin + size);
-    measure<T>(before, p + begin, g + begin, m + begin, v + begin, c.unscale, size, found);
+  for (std::int64_t left = size; left > 0; left -= block, at = after<Has>(at, block)) {
+    const std::int64_t next = least<std::int64_t>(left, block);
+    for (std::int64_t i = 0; i < next; ++i) before[i] = at.p[i];
+    step<Has>(at, c, next);
+    measure<Has>(before, at, c.unscale, next, found);
   }
 }
 
 // A block in float32. What is kept in that type is used where it lies.
-struct Stage {
+struct Stage : Place<float> {
   alignas(64) float params[block], grads[block], first[block], second[block];
-  float *p, *m, *v, *v_max;
-  const float* g;
 
   void open(const Row& part, int size) {
     const bool full = part.types.moments == Moments::full;
     p = part.types.param == Dtype::float32 ? static_cast<float*>(part.arrays[param]) : params;
     m = full ? static_cast<float*>(part.arrays[exp_avg]) : first;
     v = full ? static_cast<float*>(part.arrays[exp_avg_sq]) : second;
-    v_max = static_cast<float*>(part.arrays[max_exp_avg_sq]);
+    w = static_cast<float*>(part.arrays[max_exp_avg_sq]);
     g = part.types.grad == Dtype::float32 ? static_cast<const float*>(part.arrays[grad]) : grads;
     if (p == params) load_param(part, size, params);
     if (g == grads) load(part.types.grad, part.arrays[grad], size, grads);
@@ -133,24 +122,24 @@ struct Stage {
   }
 };
 
-// Moments in float32, or read into it.
+// Averages in float32, or read into it.
+template <class Has>
 struct Uncoded {
-  template <bool amsgrad, bool usual>
+  template <bool usual>
   void step(const Row&, Stage& s, int groups, const Placed&, const Ahead&,
             const Coefficients<float>& c) {
-    loop<amsgrad, usual>(s.p, s.g, s.m, s.v, s.v_max, c, groups * group);
+    loop<Has, usual>(s, c, groups * group);
   }
   void go_on(const float*, const Placed&) {}
   void drain() {}
 };
 
-template <int bits>
+template <int bits, class Has>
 struct Coded : Coder<bits> {
-  template <bool amsgrad, bool usual>
+  template <bool usual>
   void step(const Row& part, Stage& s, int groups, const Placed& dithers, const Ahead& ahead,
             const Coefficients<float>& c) {
-    Coder<bits>::template step<amsgrad, usual>(part, {s.p, s.v_max, s.g}, groups, dithers, ahead,
-                                               c);
+    Coder<bits>::template step<Has, usual>(part, s, groups, dithers, ahead, c);
     s.m = this->stepped().m;
     s.v = this->stepped().v;
   }
@@ -158,11 +147,11 @@ struct Coded : Coder<bits> {
 
 // Everything else goes through blocks of float32: what a row keeps is read into one, stepped there,
 // and written back. So each type and format is a way in and a way out, and there is one loop.
-template <bool amsgrad, class Way>
+template <class Has, class Way>
 void blocks(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
             Measures* found) {
   const auto c = rounded<float>(coefficients);
-  const bool usual = is_usual(c);
+  const bool usual = is_usual<Has>(c);
   const Dithers dithers(static_cast<std::uint32_t>(static_cast<std::int64_t>(coefficients[12])));
   Stage s;
   Way way;
@@ -176,13 +165,13 @@ void blocks(const Row& row, const double* coefficients, std::int64_t begin, std:
     s.open(part, size);
     if (found) __builtin_memcpy(before, s.p, sizeof(float) * size);
     if (usual)
-      way.template step<amsgrad, true>(part, s, groups, placed, ahead, c);
+      way.template step<true>(part, s, groups, placed, ahead, c);
     else
-      way.template step<amsgrad, false>(part, s, groups, placed, ahead, c);
+      way.template step<false>(part, s, groups, placed, ahead, c);
     s.close(part, placed, groups);
     if (found) {
       if (s.p == s.params) load_param(part, size, s.params);
-      measure<float>(before, s.p, s.g, s.m, s.v, c.unscale, part.size, *found);
+      measure<Has, float>(before, s, c.unscale, part.size, *found);
     }
     way.go_on(s.g, placed);
     begin += part.size;
@@ -192,27 +181,58 @@ void blocks(const Row& row, const double* coefficients, std::int64_t begin, std:
   }
 }
 
-template <bool amsgrad>
+template <class Has>
 void blocks(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
             Measures* found) {
-  switch (row.types.moments) {
-    case Moments::int8:
-      return blocks<amsgrad, Coded<8>>(row, coefficients, begin, end, found);
-    case Moments::int4:
-      return blocks<amsgrad, Coded<4>>(row, coefficients, begin, end, found);
-    default:
-      return blocks<amsgrad, Uncoded>(row, coefficients, begin, end, found);
+  if constexpr (Has::coded) {
+    if (row.types.moments == Moments::int8)
+      return blocks<Has, Coded<8, Has>>(row, coefficients, begin, end, found);
+    if (row.types.moments == Moments::int4)
+      return blocks<Has, Coded<4, Has>>(row, coefficients, begin, end, found);
   }
+  return blocks<Has, Uncoded<Has>>(row, coefficients, begin, end, found);
 }
 
-template <class T>
+template <class Has, class T>
+void whole(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
+           Measures* found) {
+  const auto c = rounded<T>(coefficients);
+  const auto array = [&](Array i) { return static_cast<T*>(row.arrays[i]); };
+  const Place<T> all{array(param), array(grad), array(exp_avg), array(exp_avg_sq),
+                     array(max_exp_avg_sq)};
+  if (found)
+    step_and_measure<Has>(after<Has>(all, begin), c, end - begin, *found);
+  else
+    step<Has>(after<Has>(all, begin), c, end - begin);
+}
+
+template <class Has>
 void kernel_of(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
                Measures* found) {
-  const auto c = rounded<T>(coefficients);
-  if (found)
-    step_and_measure<T>(row, c, begin, end, *found);
+  const Types& types = row.types;
+  if (types.param == Dtype::float64)
+    whole<Has, double>(row, coefficients, begin, end, found);
+  else if (types.param == Dtype::float32 && types.grad == Dtype::float32 &&
+           (types.moments == Moments::full || !(Has::m || Has::v)))
+    whole<Has, float>(row, coefficients, begin, end, found);
   else
-    step<T>(row, c, begin, end);
+    blocks<Has>(row, coefficients, begin, end, found);
+}
+
+// That of a row's rule, with the averages that it has. A codec's words stand where m would.
+Kernel kernel_for(const Row& row) {
+  const bool m = row.arrays[exp_avg], w = row.arrays[max_exp_avg_sq];
+  switch (row.types.rule) {
+    case Rule::adam:
+      return w ? kernel_of<Kind<Rule::adam, 1, 1, 1>> : kernel_of<Kind<Rule::adam, 1, 1, 0>>;
+    case Rule::sgd:
+      return m ? kernel_of<Kind<Rule::sgd, 1, 0, 0>> : kernel_of<Kind<Rule::sgd, 0, 0, 0>>;
+    default:
+      if (m && !has_scales(row.types.moments))
+        return w ? kernel_of<Kind<Rule::rmsprop, 1, 1, 1>>
+                 : kernel_of<Kind<Rule::rmsprop, 1, 1, 0>>;
+      return w ? kernel_of<Kind<Rule::rmsprop, 0, 1, 1>> : kernel_of<Kind<Rule::rmsprop, 0, 1, 0>>;
+  }
 }
 
 // Lanes of their own keep the order of the additions while the compiler vectorises them. Blocks
@@ -242,16 +262,7 @@ namespace ADAMAS_ISA {
 
 void kernel(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
             Measures* found) {
-  const Types& types = row.types;
-  if (types.param == Dtype::float64)
-    kernel_of<double>(row, coefficients, begin, end, found);
-  else if (types.param == Dtype::float32 && types.grad == Dtype::float32 &&
-           types.moments == Moments::full)
-    kernel_of<float>(row, coefficients, begin, end, found);
-  else if (row.arrays[max_exp_avg_sq])
-    blocks<true>(row, coefficients, begin, end, found);
-  else
-    blocks<false>(row, coefficients, begin, end, found);
+  kernel_for(row)(row, coefficients, begin, end, found);
 }
 
 double square_sum(const Row& row, double scale, std::int64_t begin, std::int64_t end) {

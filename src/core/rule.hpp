@@ -5,8 +5,34 @@
 // same reason no standard header.
 #pragma once
 
+#include "table.hpp"
+
 namespace adamas {
 namespace {
+
+// A rule, and which of its averages m, v and w there are.
+template <Rule rule_, bool m_, bool v_, bool w_>
+struct Kind {
+  static constexpr Rule rule = rule_;
+  static constexpr bool m = m_, v = v_, w = w_;
+  // Whether a codec can keep m and v: both of Adam's, else one.
+  static constexpr bool coded = rule == Rule::adam ? m && v : m != v;
+};
+
+// Elements, and where each average of theirs is, null where there is none.
+template <class T>
+struct Place {
+  T* p;
+  const T* g;
+  T *m, *v, *w;
+};
+
+// The place n elements later.
+template <class Has, class T>
+Place<T> after(const Place<T>& at, std::int64_t n) {
+  return {at.p + n, at.g + n, Has::m ? at.m + n : nullptr, Has::v ? at.v + n : nullptr,
+          Has::w ? at.w + n : nullptr};
+}
 
 // The order is that of hyper.Coefficients; there it arrives as float64 and already rounded to T.
 template <class T>
@@ -31,18 +57,58 @@ inline T maximum(T a, T b) {  // keeps NaN, as numpy.maximum does
   return a >= b || a != a ? a : b;
 }
 
-template <bool amsgrad, class T>
-inline void adam(T& p, T grad, T& m, T& v, T& v_max, const Coefficients<T>& c) {
+template <class T>
+inline T gradient(T p, T grad, const Coefficients<T>& c) {
   T g = grad * c.unscale * c.clip;
   g = c.maximize != 0 ? -g : g;
-  g = c.l2 != 0 ? g + c.l2 * p : g;
+  return c.l2 != 0 ? g + c.l2 * p : g;
+}
+
+template <class Has, class T>
+inline void adam(T& p, T grad, T& m, T& v, T& v_max, const Coefficients<T>& c) {
+  const T g = gradient(p, grad, c);
   m = c.beta1 * m + c.one_minus_beta1 * g;
   v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-  if (amsgrad) v_max = maximum(v_max, v);
-  const T d = sqrt(amsgrad ? v_max : v) * c.denom_scale + c.eps;
+  if (Has::w) v_max = maximum(v_max, v);
+  const T d = sqrt(Has::w ? v_max : v) * c.denom_scale + c.eps;
   T u = c.step_size * m / d;
   u = c.decay != 0 ? u + c.decay * p : u;
   p = p - u;
+}
+
+template <class Has, class T>
+inline void sgd(T& p, T grad, T& m, const Coefficients<T>& c) {
+  const T g = gradient(p, grad, c);
+  T u = g;
+  if (Has::m) {
+    u = m = c.beta1 * m + c.one_minus_beta1 * g;
+    u = c.beta2 != 0 ? g + c.beta2 * m : u;
+  }
+  p = p - c.step_size * u;
+}
+
+template <class Has, class T>
+inline void rmsprop(T& p, T grad, T& m, T& v, T& w, const Coefficients<T>& c) {
+  const T g = gradient(p, grad, c);
+  T s = v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+  if (Has::m) {
+    m = c.beta2 * m + c.one_minus_beta2 * g;
+    s = maximum(v - m * m, T(0));
+  }
+  T u = g / (sqrt(s) + c.eps);
+  if (Has::w) u = w = c.beta1 * w + u;
+  p = p - c.step_size * u;
+}
+
+// The rule itself, on an element; averages that there are none of are left alone.
+template <class Has, class T>
+inline void apply(T& p, T grad, T& m, T& v, T& w, const Coefficients<T>& c) {
+  if constexpr (Has::rule == Rule::adam)
+    adam<Has>(p, grad, m, v, w, c);
+  else if constexpr (Has::rule == Rule::sgd)
+    sgd<Has>(p, grad, m, c);
+  else
+    rmsprop<Has>(p, grad, m, v, w, c);
 }
 
 }  // namespace

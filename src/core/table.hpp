@@ -14,14 +14,19 @@ enum class Moments : std::uint8_t { full, bfloat16, int8, int4 };
 // Bits of a master weight beside a 16-bit parameter: none, the rest of a bfloat16 one's, or all.
 enum class Master : std::uint8_t { none = 0, rest8 = 8, rest16 = 16, whole = 32 };
 
+// What a row is stepped by; see rule.hpp.
+enum class Rule : std::uint8_t { adam, sgd, rmsprop };
+
 struct Types {
   Dtype param, grad;
   Moments moments;
   Master master;
-  std::uint8_t unused[4];
+  Rule rule;
+  std::uint8_t unused[3];
 };
 
-// The arrays of a row. A codec keeps its words as exp_avg and its scales as exp_avg_sq.
+// The arrays of a row. A rule's three averages are called as Adam calls them, and those are null
+// that it does without. A codec keeps its words as exp_avg and its scales as exp_avg_sq.
 enum Array { param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, master, array_count };
 
 // Twelve int64, filled by Python (native.py names the columns).
@@ -39,7 +44,8 @@ static_assert(sizeof(Row) == row_columns * sizeof(std::int64_t), "twelve int64")
 // Whether there is a step of these types.
 inline bool known(const Types& types) {
   const bool half = types.param == Dtype::bfloat16 || types.param == Dtype::float16;
-  if (types.param > Dtype::float16 || types.grad > Dtype::float16 || types.moments > Moments::int4)
+  if (types.param > Dtype::float16 || types.grad > Dtype::float16 ||
+      types.moments > Moments::int4 || types.rule > Rule::rmsprop)
     return false;
   if (types.param == Dtype::float64 || types.grad == Dtype::float64)
     return types.param == types.grad && types.moments == Moments::full &&
@@ -61,9 +67,9 @@ constexpr std::int64_t row_alignment = 64;
 
 constexpr int coefficient_count = 13;  // columns of the coefficient table, float64
 
-// What a measured step says of a row: five sums of squares, of its gradient (unscaled), its
-// moments, its update and its parameter after it; the largest update relative to its weight; how
-// many weights an update left as they were.
+// What a measured step says of a row: five sums of squares, of its gradient (unscaled), its first
+// two averages, its update and its parameter after it; the largest update relative to its weight;
+// how many weights an update left as they were.
 struct Measures {
   double grad, exp_avg, exp_avg_sq, update, param, largest, stalled;
 };

@@ -56,7 +56,7 @@ struct Tensors {
       void* maximum = amsgrad ? last[4].data() : nullptr;
       rows.push_back(
           row_of({last[0].data(), last[1].data(), last[2].data(), last[3].data(), maximum}, size,
-                 {dtype, dtype, Moments::full, Master::none, {}}));
+                 {dtype, dtype, Moments::full, Master::none, Rule::adam, {}}));
     }
   }
 };

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from cases import CASES, COLUMNS, FORMAT_CASES, SIZES, STEPS, Case, digest, hashes
+from cases import ALL_CASES, SIZES, STEPS, Case, digest, hashes
 
 from adamas import native, reference
 
@@ -23,7 +23,7 @@ def recorded(case: Case) -> bytes:
     rows, arrays = [], []
     for (param, state), grad in zip(case.initial(), next(case.grads()), strict=True):
         of_row = {native.PARAM: param, native.GRAD: grad}
-        of_row |= {COLUMNS[key]: a for key, a in state.items() if key != "step"}
+        of_row |= {native.column(key, hyper.keys): a for key, a in state.items() if key != "step"}
         sizes = [of_row[k].nbytes if k in of_row else 0 for k in range(native.SIZE)]
         rows.append([param.size, 0, case.types, *sizes])
         arrays += [of_row[k].tobytes() for k in sorted(of_row)]
@@ -42,10 +42,10 @@ def replay(command: list[str], case: Case, data: bytes, isa: str, threads: int, 
     run = subprocess.run([*command, "replay"], input=head + data, capture_output=True)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr.decode()}")
-    out, at, results = run.stdout, 0, case.initial()
+    out, at, results, hyper = run.stdout, 0, case.initial(), case.hyper
     for param, state in results:
         of_row = {native.PARAM: param}
-        of_row |= {COLUMNS[key]: a for key, a in state.items() if key != "step"}
+        of_row |= {native.column(key, hyper.keys): a for key, a in state.items() if key != "step"}
         for k in sorted(of_row):
             array = of_row[k]
             array[...] = np.frombuffer(out, array.dtype, array.size, at).reshape(array.shape)
@@ -57,7 +57,7 @@ def main() -> None:
     command = sys.argv[1:]
     isas = subprocess.run([*command, "isas"], capture_output=True, text=True, check=True)
     kept, passed = hashes(), 0
-    for case in (*CASES, *FORMAT_CASES):
+    for case in ALL_CASES:
         data = recorded(case)
         for isa in isas.stdout.split():
             for threads, grain in ((1, 1 << 20), (2, 777)):
