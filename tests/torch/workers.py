@@ -38,7 +38,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from adamas import norm
-from adamas.torch import Adam, AdamW, gpu, step_in_backward
+from adamas.torch import SGD, Adam, AdamW, RMSprop, gpu, step_in_backward
 from adamas.torch.gpu import offload
 from adamas.torch.sharding import local, sharded_like
 
@@ -87,10 +87,10 @@ def same(model: nn.Module, twin: nn.Module, one: Adam, other: Adam) -> None:
             assert value == expected if key == "step" else torch.equal(whole(value), expected), key
 
 
-def follow(model: nn.Module, twin: nn.Module, rule: type[Adam] = AdamW, **options: Any) -> None:
+def follow(model: nn.Module, twin: nn.Module, rule: Any = AdamW, **options: Any) -> None:
     """Steps both; the table is kept, so nothing is paid twice."""
-    one = rule(model.parameters(), **OPTIONS | options)
-    other = rule(twin.parameters(), **OPTIONS | options)
+    options = (OPTIONS if rule in (Adam, AdamW) else {"lr": 0.05}) | options
+    one, other = rule(model.parameters(), **options), rule(twin.parameters(), **options)
     for step in range(7):
         give_grads(model, twin, step, math.nan if step == 4 and one.skip_nonfinite else 0.0)
         one.step()
@@ -114,6 +114,14 @@ def sharded(dtype: torch.dtype = torch.float32, **options: Any) -> Model:
 def fsdp2() -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         follow(sharded(dtype), Model(dtype))
+
+
+def fsdp2_other_rules() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        follow(sharded(dtype), Model(dtype), SGD, momentum=0.9, master_bits=24)
+        follow(sharded(dtype), Model(dtype), RMSprop, momentum=0.9, moments="bfloat16")
+    follow(sharded(), Model(), SGD, max_grad_norm=0.7, skip_nonfinite=True)
+    follow(sharded(), Model(), RMSprop, centered=True)
 
 
 def fsdp2_clipping() -> None:

@@ -1,4 +1,4 @@
-"""The PyTorch front end: drop-ins for ``torch.optim.Adam`` and ``torch.optim.AdamW``."""
+"""The PyTorch front end: drop-ins for ``torch.optim``'s Adam, AdamW, SGD and RMSprop."""
 
 try:
     import torch as _torch  # noqa: F401
@@ -10,14 +10,16 @@ except ImportError as error:
 from .convert import Converted, Report, convert_state_dict
 from .groups import decay_groups
 from .lrrange import LRRange, lr_range_test
-from .optimizer import Adam, AdamW
+from .optimizer import SGD, Adam, AdamW, RMSprop
 from .release import step_in_backward
 
 __all__ = [
+    "SGD",
     "Adam",
     "AdamW",
     "Converted",
     "LRRange",
+    "RMSprop",
     "Report",
     "convert_state_dict",
     "decay_groups",

@@ -1,4 +1,4 @@
-"""``state_dict`` in and out, in the form of torch.optim.Adam's."""
+"""``state_dict`` in and out, in the form of torch.optim's optimizers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import formats
+from ..hyper import Rule
+from .hyperparameters import MARKS, NAMES, rule_of
 from .kinds import Kind, kept, kind_of
 from .recode import State, format_of
 from .scales import gather, shard
@@ -18,7 +20,7 @@ from .sharding import is_sharded, local
 from .state import check_state, whole_step
 
 if TYPE_CHECKING:
-    from .optimizer import Adam
+    from .base import Optimizer
 
 StateDict = dict[str, Any]
 
@@ -32,6 +34,7 @@ _FOREIGN = {
     "bias_correction": _APEX,
     "alpha": "AdEMAMix",
     "rho": "Adadelta",
+    "lambd": "ASGD",
 }
 
 # Wrappers of a model put these into its parameters' names.
@@ -72,6 +75,9 @@ def pack_state(state: State) -> State:
         step = int(step)
     if not isinstance(step, int):
         return dict(state)
+    if step == 0 and not state.keys() & {"square_avg", "words"}:
+        # To torch's SGD, a momentum that is there has begun.
+        state = {key: value for key, value in state.items() if key != "momentum_buffer"}
     dtype = torch.float32 if step <= 1 << 24 else torch.float64
     return state | {"step": torch.tensor(step, dtype=dtype)}
 
@@ -93,7 +99,7 @@ class Match(NamedTuple):
 
 
 def unpack(
-    optimizer: Adam, state_dict: StateDict, strict: bool = True
+    optimizer: Optimizer, state_dict: StateDict, strict: bool = True
 ) -> tuple[dict[Any, State], list[dict[str, Any]], Match]:
     """What ``state_dict`` says, as states by parameter and as parameter groups; all checked.
 
@@ -106,11 +112,8 @@ def unpack(
         ValueError: the state dictionary is foreign, or of another model.
     """
     saved_state, saved_groups = parts(state_dict)
-    if not all("betas" in group for group in saved_groups):
-        raise ValueError(
-            "the state dictionary has parameter groups without betas: it is not Adam's"
-        )
-    _check_foreign(saved_groups, optimizer.param_groups)
+    _check_rule(saved_groups, optimizer.rule)
+    _check_foreign(saved_groups, optimizer)
     versions = [group.get("format", formats.VERSION) for group in saved_groups]
     if any(version != formats.VERSION for version in versions):
         raise ValueError(
@@ -165,20 +168,33 @@ def parts(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[Any]]:
     ):
         raise ValueError(
             "the state dictionary must have 'state' and 'param_groups' in the form of "
-            f"torch.optim.Adam's state_dict(), got {type(state_dict).__name__}"
+            f"a torch.optim optimizer's state_dict(), got {type(state_dict).__name__}"
         )
     return states, groups
 
 
-def _check_foreign(saved_groups: list[Any], groups: list[dict[str, Any]]) -> None:
-    """Raises where groups have options of optimizers whose states look like Adam's."""
-    known = {key for group in groups for key in group}  # a wrapper's own, perhaps
+def _check_rule(saved_groups: list[Any], rule: type[Rule]) -> None:
+    """Raises where groups have not the options of a rule, but perhaps another's."""
+    own = NAMES[rule.rule]
+    mark = next(mark for mark, of in MARKS.items() if of is rule)
+    for group in saved_groups:
+        if (saved := rule_of(group)) is not rule:
+            other = f", but {NAMES[saved.rule]}'s: load it there" if saved else ""
+            raise ValueError(
+                f"the state dictionary has parameter groups without {mark}: it is not {own}'s"
+                + other
+            )
+
+
+def _check_foreign(saved_groups: list[Any], optimizer: Optimizer) -> None:
+    """Raises where groups have options of optimizers whose states look like this one's."""
+    known = {key for group in optimizer.param_groups for key in group}  # a wrapper's own, perhaps
     for key, of in _FOREIGN.items():
         for group in saved_groups:
             if key in group and key not in known and not (of == _APEX and group[key]):
                 raise ValueError(
                     f"the state dictionary has parameter groups with {key}={group[key]!r}, as {of} "
-                    "has: it is not Adam's, and would go on otherwise"
+                    f"has: it is not {NAMES[optimizer.rule.rule]}'s, and would go on otherwise"
                 )
 
 
@@ -268,14 +284,18 @@ def bare(name: str) -> str:
 
 
 def _unpack_state(saved: State, param: Tensor, kind: Kind, name: str) -> State:
+    rule = NAMES[kind.rule]
+    if kind.rule == "sgd" and isinstance(saved, Mapping):
+        saved = _counted(saved)
     if not isinstance(saved, Mapping) or "step" not in saved:
-        raise ValueError(f"the state of {name} has no step: it is not Adam's")
-    coded = "words" in saved
-    needed = ["words", "scales"] if coded else ["exp_avg", "exp_avg_sq"]
-    if lacking := [key for key in needed if key not in saved]:
-        raise ValueError(f"the state of {name} lacks {', '.join(lacking)}: it is not Adam's")
-    # Where AMSGrad was switched on since the last step, there is no maximum yet.
-    own = {*needed, "remainder", "master", *(["max_exp_avg_sq"] if kind.amsgrad else [])}
+        raise ValueError(f"the state of {name} has no step: it is not {rule}'s")
+    averages = [key for key in kind.keys[:2] if key]
+    coded = "words" in saved and bool(averages)
+    needed = ["words", "scales"] if coded else averages
+    # SGD's momentum, or AMSGrad's maximum, has not begun where it was switched on since.
+    if kind.rule != "sgd" and (lacking := [key for key in needed if key not in saved]):
+        raise ValueError(f"the state of {name} lacks {', '.join(lacking)}: it is not {rule}'s")
+    own = {*needed, "remainder", "master", kind.keys[2]}
     arrays = {key: value for key, value in saved.items() if key in own}
     # Torch's optimizers carry along what they do not know, in the parameter's type, and step on.
     for key, dtype in (("remainder", torch.uint8), ("master", torch.float32)):
@@ -286,25 +306,36 @@ def _unpack_state(saved: State, param: Tensor, kind: Kind, name: str) -> State:
             arrays[key] = value.detach().clone(memory_format=torch.preserve_format)
     state = {"step": whole_step(saved["step"], name)} | arrays
     if coded:
-        state = _check_coded(state, param, name)
+        state = _check_coded(state, param, kind, name)
     rest = {k: deepcopy(v) for k, v in saved.items() if k not in own | {"step"}}
     return check_state(param, state, kind, name) | rest
 
 
-def _check_coded(state: State, param: Tensor, name: str) -> State:
+def _counted(saved: Mapping[str, Any]) -> State:
+    """SGD's state with its step count; torch's has none, and may have None for a momentum.
+
+    Where torch has stepped on from one that was saved here, its count is of then.
+    """
+    found = {key: value for key, value in saved.items() if value is not None}
+    if "momentum_buffer" in found:
+        return found | {"step": max(whole_step(found.get("step", 1), "a parameter"), 1)}
+    return {"step": 0} | found
+
+
+def _check_coded(state: State, param: Tensor, kind: Kind, name: str) -> State:
     """A state with moments of a codec as this process keeps it, checked.
 
     Raises:
         ValueError: words or scales are not what an encoder can have written.
     """
     for key, dtype in (("words", torch.uint8), ("scales", torch.bfloat16)):
-        value = state[key]
+        value = state.get(key)
         if not isinstance(value, Tensor) or value.dtype != dtype:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"the state of {name} must have {key} of {dtype}, got {got}")
     state = gather(param, state)
     own = format_of(param, state)
-    wanted = kept(param, Kind(own, None, amsgrad=False))
+    wanted = kept(param, kind._replace(moments=own, master_bits=None))
     for key in ("words", "scales"):
         shape = tuple(local(state[key]).shape)
         if shape != wanted[key].shape:

@@ -14,15 +14,15 @@ from .hyperparameters import check_clipping, on_device
 from .plan import Plan
 
 if TYPE_CHECKING:
-    from .optimizer import Adam
+    from .base import Optimizer
 
 
-def request_of(optimizer: Adam) -> Request | None:
+def request_of(optimizer: Optimizer) -> Request | None:
     """What an optimizer's step has to find out before it steps, None for nothing."""
     found_inf, grad_scale = _of_scaler(optimizer)
     max_norm, skip_nonfinite = optimizer.max_grad_norm, optimizer.skip_nonfinite
     groups = optimizer.param_groups
-    captures = any(group["capturable"] or on_device(group) for group in groups)
+    captures = any(group.get("capturable") or on_device(group) for group in groups)
     found = found_inf if isinstance(found_inf, Tensor) else None
     scaled = found is not None or grad_scale is not None
     if not (scaled or captures or skip_nonfinite or max_norm is not None):
@@ -31,7 +31,7 @@ def request_of(optimizer: Adam) -> Request | None:
     return Request(_single(grad_scale), _single(found), max_norm, skip_nonfinite, captures)
 
 
-def outcome_on(optimizer: Adam, device: torch.device) -> Outcome:
+def outcome_on(optimizer: Optimizer, device: torch.device) -> Outcome:
     """Where the next step on a device tells what it finds out; what was known before stays.
 
     The optimizer shows it only once the step is on its way; see ``show``.
@@ -49,20 +49,20 @@ def outcome_on(optimizer: Adam, device: torch.device) -> Outcome:
             outcome.results.fill_(math.nan if known is None else known)
         # Another tensor for each step, as others may have kept those before; but replays write
         # to the one that they were captured with.
-        captures = any(group["capturable"] for group in optimizer.param_groups)
+        captures = any(group.get("capturable") for group in optimizer.param_groups)
         own = outcome.results if captures else torch.empty_like(outcome.last)
         outcome = outcome._replace(results=own, last=outcome.results)
     return outcome
 
 
-def show(optimizer: Adam, outcome: Outcome) -> None:
+def show(optimizer: Optimizer, outcome: Outcome) -> None:
     """Lets an optimizer's attributes be what its last step tells."""
     optimizer._outcome, optimizer.skipped_steps = outcome, outcome.skipped
     if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
         optimizer.last_grad_norm = outcome.results[0]
 
 
-def factors_of(optimizer: Adam, plan: Plan) -> tuple[float, float, float | None] | None:
+def factors_of(optimizer: Optimizer, plan: Plan) -> tuple[float, float, float | None] | None:
     """What unscales and what clips the gradients of a step, None if it is to be skipped.
 
     And their norm, where it is to be known.
@@ -82,7 +82,7 @@ def factors_of(optimizer: Adam, plan: Plan) -> tuple[float, float, float | None]
     return unscale, 1.0 if max_norm is None else clip_factor(norm, max_norm), norm
 
 
-def skips(optimizer: Adam) -> bool:
+def skips(optimizer: Optimizer) -> bool:
     """Whether a gradient scaler has said with a number that the step is to be skipped."""
     found_inf, _ = _of_scaler(optimizer)
     return not isinstance(found_inf, Tensor | None) and bool(found_inf)
@@ -92,6 +92,6 @@ def _single(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float()  # the same, if it is of float32
 
 
-def _of_scaler(optimizer: Adam) -> tuple[Tensor | float | None, Tensor | None]:
+def _of_scaler(optimizer: Optimizer) -> tuple[Tensor | float | None, Tensor | None]:
     """What a gradient scaler sets for the time of a step."""
     return getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)

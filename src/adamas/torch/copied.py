@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..hyper import Hyper
+from ..hyper import Rule
 from . import gpu
-from .kinds import CORE, Kind, by_column, kept, ordered, types
+from .kinds import CORE, Kind, kept, ordered, types
 from .plain import real
 from .recode import State
 from .sharding import local, place_in_whole
@@ -28,7 +28,7 @@ def step(
     grad: Tensor,
     state: State,
     kind: Kind,
-    hyper: Hyper,
+    hyper: Rule,
     unscale: float,
     clip: float,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -43,7 +43,7 @@ def step(
         unscale: what the gradient is multiplied with first,
         clip: and then.
     """
-    keys = [key for key in by_column(kept(param, kind)) if key]
+    keys = list(kept(param, kind))
     part = local(param)
     targets = [part, *(state[key] for key in keys)]
     device = part.device if gpu.takes(part.device) else torch.device("cpu")
@@ -55,8 +55,8 @@ def step(
         read = read.float()
     read = read.contiguous()
     rows = native.table(1)
-    columns = dict(zip(by_column(kept(param, kind)), _COLUMNS, strict=True))
-    rows[0, [native.PARAM, *(columns[key] for key in keys)]] = [c.data_ptr() for c in copies]
+    columns = [native.PARAM, *(native.column(key, kind.keys) for key in keys)]
+    rows[0, columns] = [c.data_ptr() for c in copies]
     rows[0, native.GRAD], rows[0, native.SIZE] = read.data_ptr(), copies[0].numel()
     rows[0, native.TYPES] = types(param, kind, read.dtype)
     if (place := place_in_whole(param)) is not None:
@@ -72,6 +72,3 @@ def step(
         native.step(rows, table, torch.get_num_threads())
     for target, copy in zip(targets, copies, strict=True):
         yield target, torch.view_as_complex(copy) if target.is_complex() else copy
-
-
-_COLUMNS = (native.EXP_AVG, native.EXP_AVG_SQ, native.MAX_EXP_AVG_SQ, native.MASTER)

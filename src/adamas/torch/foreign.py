@@ -309,7 +309,9 @@ DEEPSPEED_FUSED = "DeepSpeed FusedAdam"
 LAYOUTS = (
     Layout(
         "adamas with compact moments",
-        lambda groups, states: _in_any(states, "words") or _in_any(groups, "moments"),
+        lambda groups, states: (
+            _in_every(groups, "betas") and (_in_any(states, "words") or _in_any(groups, "moments"))
+        ),
         lambda state, group, name: _read(expanded(state, group, name), group, name),
         own=frozenset(("moments", "master_bits", "offload", "format")),
     ),

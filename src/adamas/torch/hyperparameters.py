@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -11,12 +12,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..hyper import Hyper
+from ..formats import Keys
+from ..hyper import Hyper, RMSpropHyper, Rule, SGDHyper
 from .gpu.sets import set_row
 
+# Of the options of a group, the first of these tells its rule.
+MARKS: dict[str, type[Rule]] = {"betas": Hyper, "alpha": RMSpropHyper, "dampening": SGDHyper}
+NAMES = {rule.rule: rule().name for rule in MARKS.values()}
 
-def hyper_of(group: dict[str, Any]) -> Hyper:
+
+def rule_of(group: Mapping[str, Any]) -> type[Rule] | None:
+    """The rule that a parameter group's options are of, None where they are of none."""
+    for mark, rule in MARKS.items():  # asked at each step
+        if mark in group:
+            return rule
+    return None
+
+
+def check_rule(group: Mapping[str, Any], rule: type[Rule]) -> None:
+    """Raises where a group has options by which it would be taken for another rule's."""
+    other = rule_of(group)
+    if other not in (rule, None):
+        mark = next(mark for mark, of in MARKS.items() if of is other)
+        raise ValueError(
+            f"{mark} is an option of {NAMES[other.rule]}, got {group[mark]!r} in a group of "
+            f"{NAMES[rule.rule]}: leave it out, or use adamas.torch.{NAMES[other.rule]}"
+        )
+
+
+def keys_of(group: Mapping[str, Any]) -> Keys:
+    """What states call the averages of a group's rule; its numbers are not looked at."""
+    rule: Any = rule_of(group) or Hyper
+    return _keys(rule, *[bool(group[option]) for option in rule.structural])
+
+
+def hyper_of(group: dict[str, Any]) -> Rule:
     """A parameter group's hyperparameters, checked; tensors of one element are numbers."""
+    rule: Any = rule_of(group)
+    if rule not in (None, Hyper):
+        return _other(rule, *(_number(each.name, group[each.name]) for each in fields(rule)))
     try:
         beta1, beta2 = group["betas"]
     except (TypeError, ValueError):
@@ -35,7 +69,7 @@ def hyper_of(group: dict[str, Any]) -> Hyper:
 
 def on_device(group: dict[str, Any]) -> bool:
     """Whether a hyperparameter is a tensor on a device other than the CPU."""
-    values = group["lr"], *group["betas"]
+    values = group["lr"], *group.get("betas", ())
     return any(isinstance(value, Tensor) and value.device.type != "cpu" for value in values)
 
 
@@ -58,6 +92,7 @@ def device_row(group: dict[str, Any], compute: str, device: torch.device) -> lis
             addresses[i], wide = value.data_ptr(), wide | (value.dtype == torch.float64) << i
             values[i] = 0.0
     hyper = hyper_of(group | {"lr": values[0], "betas": tuple(values[1:])})
+    assert isinstance(hyper, Hyper), "only these are counted"
     if max(hyper.lr, hyper.eps, hyper.weight_decay) > _LARGE:
         hyper.coefficients(1, compute)  # which raises where they exceed the type
     return set_row(hyper, compute, addresses, wide)
@@ -66,12 +101,18 @@ def device_row(group: dict[str, Any], compute: str, device: torch.device) -> lis
 def snapshot(group: dict[str, Any]) -> dict[str, Any]:
     """A group's options, with numbers for tensors, but for those on a device."""
     options = {key: value for key, value in group.items() if key != "params"}
-    lr, *betas = (
-        value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value
-        for value in (group["lr"], *group["betas"])
-    )
-    return options | {"lr": lr, "betas": tuple(betas)}
+    options["lr"] = _if_here(group["lr"])
+    if "betas" in group:
+        options["betas"] = tuple(map(_if_here, group["betas"]))
+    return options
 
+
+def _if_here(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value
+
+
+# Of the rules whose steps a device can count, for it finds their coefficients.
+COUNTED = ("adam",)
 
 _LARGE = 1e15  # beyond which it is worth looking
 
@@ -117,3 +158,15 @@ def _hyper(
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, *options: bool
 ) -> Hyper:
     return Hyper(lr, (beta1, beta2), eps, weight_decay, *options)
+
+
+@lru_cache(maxsize=1024)
+def _other(rule: Any, *options: float) -> Rule:
+    hyper: Rule = rule(*options)
+    return hyper
+
+
+@lru_cache
+def _keys(rule: Any, *structural: bool) -> Keys:
+    keys: Keys = rule(**dict(zip(rule.structural, structural, strict=True))).keys
+    return keys

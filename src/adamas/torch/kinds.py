@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import formats, native
-from ..hyper import Hyper
+from .hyperparameters import keys_of, rule_of
 from .sharding import local
 
 # What the core computes each dtype in, and takes it for: complex numbers as pairs of real ones.
@@ -23,22 +23,19 @@ CORE = {
 _TYPES = {"uint8": torch.uint8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _COMPLEX = {torch.complex64: torch.complex64, torch.complex32: torch.complex64}
 
-# The keys of a state in the order of the columns of the core's rows.
-_COLUMNS = (
-    ("exp_avg", "words"),
-    ("exp_avg_sq", "scales"),
-    ("max_exp_avg_sq",),
-    ("remainder", "master"),
-)
+# Of the core's rows, in order, those of a state's tensors.
+_COLUMNS = (native.EXP_AVG, native.EXP_AVG_SQ, native.MAX_EXP_AVG_SQ, native.MASTER)
 _HALVES = ("bfloat16", "float16")
 
 
 class Kind(NamedTuple):
-    """A parameter group's formats, checked by ``kind_of``."""
+    """A parameter group's rule and formats, checked by ``kind_of``."""
 
     moments: str
     master_bits: int | None
-    amsgrad: bool
+    rule: str
+    keys: formats.Keys
+    """Of the rule's averages; see ``hyper.Rule.keys``."""
     differentiable: bool = False
     offload: str | None = None
 
@@ -60,10 +57,10 @@ def not_default(**options: Any) -> dict[str, Any]:
 
 
 def kind_of(group: dict[str, Any]) -> Kind:
-    """A group's formats.
+    """A group's rule and formats.
 
     Raises:
-        ValueError: they are unknown, or cannot be differentiated through.
+        ValueError: these are unknown, or cannot be differentiated through.
     """
     moments, offload = group.get("moments", "float32"), group.get("offload")
     formats.check(moments, group.get("master_bits"))
@@ -82,8 +79,22 @@ def kind_of(group: dict[str, Any]) -> Kind:
             f"offload must be None with differentiable=True, got {offload!r}: autograd does not "
             "record what the host steps"
         )
-    own = group["amsgrad"], group["differentiable"]
+    rule = rule_of(group)
+    assert rule is not None, "optimizers have groups of their rules"
+    own = rule.rule, keys_of(group), group["differentiable"]
     return Kind(moments, group.get("master_bits"), *own, offload)
+
+
+def is_of(group: dict[str, Any], kind: Kind) -> bool:
+    """Whether a group still is of this kind, without checking it; asked at each step."""
+    return kind == (
+        group.get("moments", "float32"),
+        group.get("master_bits"),
+        kind.rule,
+        keys_of(group),
+        group["differentiable"],
+        group.get("offload"),
+    )
 
 
 def kept(param: Tensor, kind: Kind) -> dict[str, Kept]:
@@ -98,9 +109,8 @@ def kept(param: Tensor, kind: Kind) -> dict[str, Kept]:
     part = local(param)
     real = (*part.shape, 2) if part.is_complex() else tuple(part.shape)
     found = {}
-    for slot in formats.slots(
-        "float32" if plain else dtype, *kind[:2], Hyper(amsgrad=kind.amsgrad).keys
-    ):
+    stored = "float32" if plain else dtype
+    for slot in formats.slots(stored, kind.moments, kind.master_bits, kind.keys):
         whole = slot.dtype in ("float32", "float64") and slot.key != "master"
         full = torch.float64 if slot.dtype == "float64" else torch.float32
         if whole:
@@ -111,16 +121,18 @@ def kept(param: Tensor, kind: Kind) -> dict[str, Kept]:
     return found
 
 
-def by_column(keys: dict[str, Kept]) -> tuple[str, ...]:
+def by_column(param: Tensor, kind: Kind) -> tuple[str, ...]:
     """A state's keys in the order of the columns of the core's rows, "" where there is none."""
-    return tuple(next((k for k in names if k in keys), "") for names in _COLUMNS)
+    found = {native.column(key, kind.keys): key for key in kept(param, kind)}
+    return tuple(found.get(column, "") for column in _COLUMNS)
 
 
 def types(param: Tensor, kind: Kind, grad: torch.dtype | None = None) -> int:
     """What the core's rows say of a parameter's types."""
     name = CORE[param.dtype]
     beside = formats.master_beside(name, kind.master_bits)
-    return native.types(name, None if grad is None else CORE[grad], kind.moments, beside)
+    read = None if grad is None else CORE[grad]
+    return native.types(name, read, kind.moments, beside, kind.rule)
 
 
 def ordered(param: Tensor, kind: Kind) -> bool:

@@ -9,18 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..equations import adam
-from ..hyper import Coefficients, Hyper
+from ..equations import RULES
+from ..hyper import Coefficients, Hyper, RMSpropHyper, Rule, SGDHyper
 from .recode import State
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def step(
     param: Tensor,
     grad: Tensor,
     state: State,
-    hyper: Hyper,
+    hyper: Rule,
     unscale: float = 1.0,
     clip: float = 1.0,
     options: dict[str, Any] | None = None,
@@ -40,18 +38,19 @@ def step(
         options: the parameter group, where autograd shall see its tensors.
 
     Returns:
-        Pairs of a tensor and the value to store in it: the parameter, then its moments.
+        Pairs of a tensor and the value to store in it: the parameter, then its averages.
     """
-    moments = [state[key] for key in _MOMENTS[: 2 + hyper.amsgrad]]
-    p, g, m, v, *maximum = (_kept(real(tensor)) for tensor in (param, grad, *moments))
-    compute = "float64" if m.dtype == torch.float64 else "float32"
-    c = hyper.coefficients(state["step"] + 1, compute, unscale, clip)
+    averages = [state[key] if key else None for key in hyper.keys]
+    p, g = _kept(real(param)), _kept(real(grad))
+    kept = [None if average is None else _kept(real(average)) for average in averages]
+    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+    c = hyper.coefficients(state["step"] + 1, str(dtype).rpartition(".")[2], unscale, clip)
     if options is not None:
-        c = _recorded(c, options, state["step"] + 1, hyper.decoupled_weight_decay, m.dtype)
-    v_max = maximum[0] if maximum else None
-    values = adam(p.to(m.dtype), g.to(m.dtype), m, v, v_max, c, sqrt, torch.maximum)
-    for target, value in zip((param, *moments), values, strict=False):
-        yield target, torch.view_as_complex(value) if target.is_complex() else value
+        c = _recorded(c, _formulas(hyper, options, state["step"] + 1), dtype)
+    values = RULES[hyper.rule](p.to(dtype), g.to(dtype), *kept, c, sqrt, maximum)
+    for target, value in zip((param, *averages), values, strict=True):
+        if target is not None:
+            yield target, torch.view_as_complex(value) if target.is_complex() else value
 
 
 def sqrt(x: Tensor) -> Tensor:
@@ -71,17 +70,35 @@ def sqrt(x: Tensor) -> Tensor:
         return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
 
 
+def maximum(x: Tensor, y: Tensor | float) -> Tensor:
+    """The elementwise maximum, of a tensor or a number, which keeps NaN."""
+    return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp(min=y)
+
+
 def _kept(tensor: Tensor) -> Tensor:
     """What autograd may save, although the same step overwrites the tensor."""
     return tensor.clone() if torch.is_grad_enabled() else tensor
 
 
-def _recorded(
-    c: Coefficients, options: dict[str, Any], step: int, decoupled: bool, dtype: torch.dtype
-) -> Coefficients:
-    """The same coefficients; those that follow from tensors do so for autograd too."""
-    lr, (beta1, beta2), decay = options["lr"], options["betas"], options["weight_decay"]
-    formulas = {
+def _formulas(hyper: Rule, options: dict[str, Any], step: int) -> dict[str, Any]:
+    """Of a rule's coefficients, those that may follow from tensors, in terms of the options."""
+    lr, decay = options["lr"], options["weight_decay"]
+    if isinstance(hyper, SGDHyper):
+        momentum = options["momentum"]
+        return {
+            "beta1": momentum,
+            "one_minus_beta1": 1 if step == 1 else 1 - options["dampening"],
+            "beta2": momentum if hyper.nesterov else 0,
+            "step_size": lr,
+            "l2": decay,
+        }
+    if isinstance(hyper, RMSpropHyper):
+        alpha = options["alpha"]
+        averages = {"beta1": options["momentum"], "beta2": alpha, "one_minus_beta2": 1 - alpha}
+        return averages | {"step_size": lr, "l2": decay}
+    assert isinstance(hyper, Hyper), "there are no others"
+    (beta1, beta2), decoupled = options["betas"], hyper.decoupled_weight_decay
+    return {
         "beta1": beta1,
         "one_minus_beta1": 1 - beta1,
         "beta2": beta2,
@@ -91,10 +108,14 @@ def _recorded(
         "decay": lr * decay if decoupled else 0.0,
         "l2": 0.0 if decoupled else decay,
     }
+
+
+def _recorded(c: Coefficients, formulas: dict[str, Any], dtype: torch.dtype) -> Coefficients:
+    """The same coefficients; those that follow from tensors do so for autograd too."""
     values = c._asdict()
     for name, formula in formulas.items():
         if isinstance(formula, Tensor):
-            # torch rounds the formula otherwise than ``Hyper``: it gives the derivative only.
+            # torch rounds the formula otherwise than the rule: it gives the derivative only.
             formula = formula.reshape(()).to(dtype)
             values[name] = torch.full_like(formula, values[name]) + (formula - formula.detach())
     return Coefficients(**values)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import native
-from ..hyper import Hyper
+from ..hyper import Rule
 from ..interrupts import deferred
 from . import copied, cpu, gpu, plain
 from .gpu import Needs
@@ -20,14 +20,15 @@ from .gpu.offload import Offload
 from .gpu.staging import is_capturing
 from .gradnorm import Part, rows_of, squared_norm
 from .home import offloads
-from .hyperparameters import hyper_of, snapshot
-from .kinds import Kind, kept, kind_of, ordered
+from .hyperparameters import COUNTED, hyper_of, snapshot
+from .kinds import Kind, is_of, kept, kind_of, ordered
 from .layout import is_plain
 from .overlap import address, refuse_overlap
 from .recode import State, trained
 from .sharding import local, local_like, shards_of
 from .state import (
     Entry,
+    check_capturable,
     check_grad,
     check_param,
     check_recordable,
@@ -68,9 +69,10 @@ class Plan:
         kinds = [kind_of(group) for group in groups]
         entries = list(_entries(groups, kinds, states, needs.counts))
         takes = [_taken_on(e.param, kinds[e.group]) for e in entries]
-        alone = _on_one_gpu(takes) and not (
-            needs.norms and any(shards_of(e.param) for e in entries)  # which add up what they find
-        )
+        # Shards add up what they find, and a device does not count the steps of every rule.
+        apart = needs.norms and any(shards_of(e.param) for e in entries)
+        uncounted = needs.counts and any(kinds[e.group].rule not in COUNTED for e in entries)
+        alone = _on_one_gpu(takes) and not (apart or uncounted)
         if needs.counts and not alone:  # what a device has counted comes back
             for entry in entries:
                 entry.state["step"] = whole_step(entry.state["step"], entry.name)
@@ -111,7 +113,7 @@ class Plan:
             and native.identical(_params(groups), self._params)
             and native.identical(list(states.values()), self._states)
             and all(param.grad is None for param in self._waiting)
-            and all(map(_is_of, groups, self._kinds))
+            and all(map(is_of, groups, self._kinds))
         )
 
     def look(self, groups: Groups) -> bool:
@@ -200,6 +202,7 @@ class Plan:
             [entry for entry, _ in grads],
             hypers,
             unscale,
+            clip,
         )
         if not grads:
             return self._step_tables(hypers, unscale, clip, measure)
@@ -240,7 +243,8 @@ class Plan:
         # Not all numbers yet: some may be on the device, and reading them would wait for it.
         options = [snapshot(group) for group in groups]
         found, unscale = done
-        self.taken = Taken(self._fast, steps, [], options, unscale)
+        clip = 1.0 if request.max_grad_norm is None else outcome.results[1]
+        self.taken = Taken(self._fast, steps, [], options, unscale, clip)
         return found
 
     def everything(self, groups: Groups) -> Taken:
@@ -259,7 +263,7 @@ class Plan:
                 )
 
     def _step_tables(
-        self, hypers: list[Hyper], unscale: float, clip: float, measure: bool
+        self, hypers: list[Rule], unscale: float, clip: float, measure: bool
     ) -> list[Found]:
         wanted = [table.coefficients(hypers, unscale, clip) for table in self._tables]
         for away in self._away.values():
@@ -321,12 +325,14 @@ def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) ->
     made = dict(zip((param for param, _ in new), zero_states(new), strict=True))
     for param, (name, number) in found.items():
         check_param(param, name)
+        check_capturable(param, groups[number], name)
         if param.grad is not None:
             check_grad(param, param.grad, name)
             if kinds[number].differentiable:
                 check_recordable(param, states.get(param, {}), name)
         given = made[param] if param in made else states.get(param, {})
-        yield Entry(name, number, param, check_state(param, given, kinds[number], name, counts))
+        state = check_state(param, given, kinds[number], name, counts)
+        yield Entry(name, number, param, state, kinds[number].keys)
 
 
 def _written(entry: Entry, kind: Kind) -> list[Tensor]:
@@ -373,17 +379,11 @@ def _executor(table: Table) -> Executor:
     return Executor(table)
 
 
-def _is_of(group: dict[str, Any], kind: Kind) -> bool:
-    """Whether a group still has these formats, without checking them."""
-    found = group.get("moments", "float32"), group.get("master_bits"), group["amsgrad"]
-    return (*found, group["differentiable"], group.get("offload")) == kind
-
-
 def _recorded(group: dict[str, Any]) -> bool:
     """Whether autograd shall see the hyperparameters too."""
-    values = (group["lr"], *group["betas"], group["weight_decay"])
     return group["differentiable"] and any(
-        isinstance(value, Tensor) and value.requires_grad for value in values
+        isinstance(value, Tensor) and value.requires_grad
+        for value in (*group.values(), *group.get("betas", ()))
     )
 
 

@@ -27,29 +27,32 @@ def format_of(param: Tensor, state: Mapping[str, Any]) -> str:
     return "int8" if wide else "int4"
 
 
-def decoded(param: Tensor, state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def decoded(
+    param: Tensor, state: Mapping[str, Any], keys: formats.Keys = formats.ADAM
+) -> tuple[Any, Any]:
     """The moments that this process holds, as numbers of the parameter's shape and on its device.
 
-    Complex parameters' are complex.
+    Complex parameters' are complex. Those that the keys do without are None.
     """
     part = local(param)
     device = torch.device("cpu") if part.is_meta else part.device
     if "words" not in state:
-        return local(state["exp_avg"]).to(device), local(state["exp_avg_sq"]).to(device)
+        m, v = (local(state[key]).to(device) if key else None for key in keys[:2])
+        return m, v
     codec = formats.CODECS[format_of(param, state)]
     words = _bytes(local(state["words"])).view(f"<u{codec.bits // 4}")
     scales = _halves(state["scales"])
     shape = (*part.shape, 2) if part.is_complex() else part.shape
-    m, v = np.zeros(words.size, np.float32), np.zeros(words.size, np.float32)
+    both = np.zeros((2, words.size), np.float32)
     for at, groups in _chunks(words.size):
-        m[at], v[at] = codec.decode(words[at], scales[groups])
-    found = [torch.from_numpy(x).reshape(shape).to(device) for x in (m, v)]
+        both[:, at] = codec.decode(words[at], scales[groups])
+    found = [torch.from_numpy(x).reshape(shape).to(device) for x in both]
     first, second = (torch.view_as_complex(x) if part.is_complex() else x for x in found)
-    return first, second
+    return first if keys[0] else None, second if keys[1] else None
 
 
 def expanded(state: State, group: Mapping[str, Any], name: str) -> State:
-    """A checkpoint's state with moments in float32, of a parameter that is not at hand.
+    """A checkpoint's state of Adam with moments in float32, of a parameter that is not at hand.
 
     Args:
         state: of the whole parameter; without words it stays as it is.
@@ -85,7 +88,8 @@ def expanded(state: State, group: Mapping[str, Any], name: str) -> State:
         )
     formats.check_scales(_halves(scales), f"the scales of {name}")
     kept = {k: v for k, v in state.items() if k not in ("words", "scales")}
-    return kept | dict(zip(_FULL, decoded(torch.empty(shape, device="meta"), state), strict=True))
+    moments = decoded(torch.empty(shape, device="meta"), state)
+    return kept | dict(zip(formats.ADAM[:2], moments, strict=True))
 
 
 def trained(param: Tensor, state: Mapping[str, Any]) -> Tensor:
@@ -109,18 +113,22 @@ def recoded(param: Tensor, state: State, kind: Kind, name: str) -> State:
     Raises:
         ValueError: the state has no moments.
     """
-    if "words" not in state and not all(isinstance(state.get(k), Tensor) for k in _FULL):
+    full = [key for key in kind.keys[:2] if key]
+    if "words" not in state and not all(isinstance(state.get(k), Tensor) for k in full):
         return state  # which lacks what the caller will name
-    moments = decoded(param, state)
-    rest = {k: v for k, v in state.items() if k not in (*_FULL, "words", "scales")}
-    if kind.moments not in formats.CODECS:
-        kept = dict(zip(_FULL, moments, strict=True))
+    moments = [x for x in decoded(param, state, kind.keys) if x is not None]
+    rest = {k: v for k, v in state.items() if k not in (*full, "words", "scales")}
+    if kind.moments not in formats.CODECS or not full:
+        kept = dict(zip(full, moments, strict=True))
         if is_sharded(param):
             kept = {key: sharded_like(value, param) for key, value in kept.items()}
         return rest | kept
     codec = formats.CODECS[kind.moments]
     real = [torch.view_as_real(x) if x.is_complex() else x for x in moments]
-    m, v = (x.detach().float().cpu().contiguous().numpy().reshape(-1) for x in real)
+    flat = [x.detach().float().cpu().contiguous().numpy().reshape(-1) for x in real]
+    # A codec keeps both: see ``reference.store_moments``.
+    m = flat[0] if kind.keys[0] else np.zeros_like(flat[0])
+    v = flat[-1] if kind.keys[1] else m * m
     if m.size != local(param).numel() * (1 + param.is_complex()):
         raise ValueError(f"the state of {name} has moments of another shape than its parameter")
     words = np.zeros(m.size, codec.dtype)
@@ -134,9 +142,6 @@ def recoded(param: Tensor, state: State, kind: Kind, name: str) -> State:
     of_groups = torch.from_numpy(scales.view(np.int16)).view(torch.bfloat16).to(param.device)
     wrapped = sharded_like(stored, param) if is_sharded(param) else stored
     return rest | {"words": wrapped, "scales": of_groups}
-
-
-_FULL = ("exp_avg", "exp_avg_sq")
 
 
 def _chunks(size: int) -> Iterator[tuple[slice, slice]]:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .base import Optimizer
 from .conditions import request_of
 from .gpu import needs
-from .optimizer import Adam
 from .plan import Plan, name_of, ready
 from .recode import State
 from .sharding import local
 
 
-def step_in_backward(optimizer: Adam, accumulate: int = 1) -> BackwardStepper:
+def step_in_backward(optimizer: Optimizer, accumulate: int = 1) -> BackwardStepper:
     """Lets backward step each parameter as soon as its gradient is ready, and free the gradient.
 
     The bits are those of an ordinary step, which treats each parameter by itself. The training loop
@@ -55,13 +55,13 @@ def step_in_backward(optimizer: Adam, accumulate: int = 1) -> BackwardStepper:
 class BackwardStepper:
     """An optimizer's hooks on its parameters; see ``step_in_backward``."""
 
-    def __init__(self, optimizer: Adam, accumulate: int) -> None:
+    def __init__(self, optimizer: Optimizer, accumulate: int) -> None:
         if type(accumulate) is not int or accumulate < 1:
             raise ValueError(
                 f"accumulate must be a whole number of at least 1, got {accumulate!r}: the number "
                 "of backward passes to one step"
             )
-        if not isinstance(optimizer, Adam):
+        if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"the optimizer must be adamas's, got {type(optimizer).__name__}: make it from "
                 "adamas.torch"
@@ -102,7 +102,7 @@ class BackwardStepper:
         self._stepped.clear()
         self._places.clear()
 
-    def _check_step(self, optimizer: Adam, *_: object) -> None:
+    def _check_step(self, optimizer: Optimizer, *_: object) -> None:
         if any(hasattr(optimizer, name) for name in ("grad_scale", "found_inf")):
             raise RuntimeError(
                 "a gradient scaler cannot be used with step_in_backward, which has stepped the "
@@ -183,7 +183,7 @@ def _is_at(groups: list[dict[str, Any]], number: int, i: int, param: Tensor) -> 
     return i < len(params) and params[i] is param
 
 
-def _check_options(optimizer: Adam) -> None:
+def _check_options(optimizer: Optimizer) -> None:
     for option in ("max_grad_norm", "skip_nonfinite"):
         if getattr(optimizer, option):
             raise ValueError(

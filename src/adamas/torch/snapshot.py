@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .optimizer import Adam
+from . import base
 
 Undo = Callable[[], None]
 
@@ -114,7 +114,7 @@ def _attributes(optimizer: Optimizer) -> Undo:
     names = set(vars(optimizer)) - {"state", "param_groups"}
     own = {name: vars(optimizer)[name] for name in names}
     contents = [_content(value) for value in own.values() if isinstance(value, Tensor)]
-    history = copy.copy(optimizer._history) if isinstance(optimizer, Adam) else None
+    history = copy.copy(optimizer._history) if isinstance(optimizer, base.Optimizer) else None
 
     def undo() -> None:
         for name in set(vars(optimizer)) - names - {"state", "param_groups"}:
@@ -122,7 +122,7 @@ def _attributes(optimizer: Optimizer) -> Undo:
         vars(optimizer).update(own)
         for content in contents:
             content()
-        if isinstance(optimizer, Adam) and history is not None:
+        if isinstance(optimizer, base.Optimizer) and history is not None:
             optimizer._plan = None  # made of states that are no more what they were
             optimizer._history = history
 

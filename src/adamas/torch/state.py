@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import formats
+from . import gpu
 from .home import home, is_home, offloads
+from .hyperparameters import COUNTED, NAMES, rule_of
 from .kinds import Kept, Kind
 from .kinds import kept as kept_beside
 from .layout import is_dense, lies_like
@@ -24,11 +27,13 @@ class Entry(NamedTuple):
     group: int
     param: Tensor
     state: State
+    keys: formats.Keys = formats.ADAM
+    """Of its group's averages."""
 
 
 _LAYOUTS = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
-# What a state may have of one format and not of another.
-_OF_FORMATS = ("exp_avg", "exp_avg_sq", "words", "scales", "remainder", "master")
+# What a state may have of one format and not of another, beside the averages.
+_OF_FORMATS = ("words", "scales", "remainder", "master")
 
 
 def zero_state(param: Tensor, kind: Kind) -> State:
@@ -89,20 +94,31 @@ def check_trainable(param: Tensor) -> None:
 
 
 def check_param(param: Tensor, name: str) -> None:
-    """Raises where a parameter is of a kind that has no Adam step."""
+    """Raises where a parameter is of a kind that has no step."""
     if param.layout not in _LAYOUTS:
         raise RuntimeError(
             f"{name} must be dense, got layout {param.layout}: convert it with .to_dense()"
         )
     if not (param.is_floating_point() or param.is_complex()):
         raise TypeError(
-            f"{name} must be of a floating or complex dtype, got {param.dtype}: Adam's update is "
-            "not a whole number; convert it with .float()"
+            f"{name} must be of a floating or complex dtype, got {param.dtype}: an update is not "
+            "a whole number; convert it with .float()"
         )
     if overlaps_itself(local(param)):
         raise ValueError(
             f"{name} must have memory for each element, got shape {tuple(local(param).shape)} with "
             f"strides {local(param).stride()}: make it with .contiguous()"
+        )
+
+
+def check_capturable(param: Tensor, group: dict[str, Any], name: str) -> None:
+    """Raises where a graph is to capture a step whose number the device cannot count."""
+    device, rule = local(param).device, rule_of(group)
+    captures = group.get("capturable") and device.type in gpu.DEVICES
+    if captures and rule and rule.rule not in COUNTED:
+        raise ValueError(
+            f"capturable must be False where {NAMES[rule.rule]} steps {name}, which is on "
+            f"{device}: only Adam's and AdamW's steps can be captured there"
         )
 
 
@@ -122,8 +138,9 @@ def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
     """Raises where a gradient cannot be used to step its parameter."""
     if grad.layout not in _LAYOUTS:
         raise RuntimeError(
-            f"Adam does not support sparse gradients, and that of {name} has layout {grad.layout}: "
-            "use torch.optim.SparseAdam for it, or sparse=False where it is made"
+            f"adamas does not support sparse gradients, and that of {name} has layout "
+            f"{grad.layout}: use torch.optim.SparseAdam or torch.optim.SGD for it, or sparse=False "
+            "where it is made"
         )
     if grad.shape != param.shape:
         raise ValueError(
@@ -163,14 +180,21 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
     ):
         step = whole_step(step, name)
     given = dict(state, step=step)
+    averages = {key for key in kind.keys[:2] if key}
+    needed = {*averages, "words", "scales"}
+    if kind.rule == "sgd":  # whose momentum begins with the first gradient after it is switched on
+        needed.clear()
+        if averages and not any(isinstance(given.get(k), Tensor) for k in (*averages, "words")):
+            given["step"] = 0
     if format_of(param, given) != format_of(param, wanted):
         given = recoded(param, given, kind, name)
-    checked = {key: value for key, value in given.items() if key not in _OF_FORMATS}
+    of_formats = averages.union(_OF_FORMATS)
+    checked = {key: value for key, value in given.items() if key not in of_formats}
     for key, kept in wanted.items():
         value = given.get(key)
-        if key not in ("exp_avg", "exp_avg_sq", "words", "scales") and value is None:
-            # AMSGrad was switched on after the first steps; without the rest of a master weight
-            # the parameter is all there is of it.
+        if key not in needed and value is None:
+            # AMSGrad or momentum was switched on after the first steps; without the rest of a
+            # master weight the parameter is all there is of it.
             value = _zeros(param, kept, kind)
         if key == "remainder" and isinstance(value, Tensor):
             value = _resized(value, kept)

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..equations import adam
-from ..hyper import Hyper
+from .. import formats
+from ..equations import RULES, gradient
+from ..hyper import RMSpropHyper, Rule, SGDHyper
 from ..text import aligned
 from .hyperparameters import hyper_of
-from .plain import real
+from .plain import maximum, real
 from .recode import State, decoded, trained
 from .sharding import local, local_like, shards_of
 from .state import Entry
@@ -47,9 +48,10 @@ class Measures(NamedTuple):
     grad_norm: float
     """Of the gradient, unscaled and before clipping; NaN where it is gone."""
     exp_avg_norm: float
-    """Of the first moment."""
+    """Of the first moment; SGD's is its momentum, and centered RMSprop's the gradient's average. 0
+    where the rule has none, as also"""
     exp_avg_sq_norm: float
-    """Of the second moment."""
+    """of the second, RMSprop's square_avg."""
     update_norm: float
     """Of the weights before the step less those after it."""
     param_norm: float
@@ -67,6 +69,8 @@ class Found(NamedTuple):
     group: int
     param: Tensor
     state: State
+    keys: formats.Keys
+    """Of its averages."""
     columns: NDArray[np.float64]
     """The measures of ``native.step``."""
 
@@ -106,9 +110,10 @@ class Taken(NamedTuple):
     """Of each of these its count before the step, -1 where it had no gradient."""
     plain: list[Entry]
     """Those with a gradient that the core has not stepped."""
-    hypers: Sequence[Hyper | dict[str, Any]]
+    hypers: Sequence[Rule | dict[str, Any]]
     """Of each group, or its options."""
     unscale: float | Tensor = 1.0
+    clip: float | Tensor = 1.0
     group: int | None = None
     """The number of the entries' group, if it is not their own."""
 
@@ -184,10 +189,10 @@ def _recall(taken: Taken, states: Mapping[Any, Any]) -> Iterator[Found]:
         entry = entry._replace(state=states.get(entry.param, {}))
         if entry.state.get("step"):
             given_by = taken.hypers[entry.group]
-            hyper = given_by if isinstance(given_by, Hyper) else hyper_of(given_by)
-            before = weights_before(entry, hyper)
+            hyper = given_by if isinstance(given_by, Rule) else hyper_of(given_by)
             grad = entry.param.grad
             given = None if grad is None else local_like(grad, entry.param) * taken.unscale
+            before = weights_before(entry, hyper, given, taken.clip)
             found = Found(*entry, columns_of(entry, given, before))
             yield found if taken.group is None else found._replace(group=taken.group)
 
@@ -200,34 +205,81 @@ def columns_of(entry: Entry, grad: Tensor | None, before: Tensor) -> NDArray[np.
         grad: the part of the gradient that this process holds, unscaled; None if it is gone.
         before: that part of the parameter before the step, as real numbers.
     """
-    m, v = map(real, decoded(entry.param, entry.state))
+    m, v = (None if x is None else real(x) for x in _moments(entry))
     before, after = real(before), real(trained(entry.param, entry.state))
     update = before.double() - after.double()
-    sums = [float(tensor.double().square().sum()) for tensor in (m, v, update, after)]
-    known = math.nan if grad is None else float(real(grad).double().square().sum())
+    given = None if grad is None else real(grad)
+    sums = [_square_sum(tensor, 0.0) for tensor in (m, v, update, after)]
     relative = (update / before.double())[before != 0].abs()
     largest = float(relative.max()) if relative.numel() else 0.0
-    stalled = int(((before.to(after.dtype) == after) & (m != 0)).sum())
-    return np.array([known, *sums, largest, stalled], np.float64)
+    moving = _mover(entry, m, given)
+    stays = before.to(after.dtype) == after
+    stalled = 0 if moving is None else int((stays & (moving != 0)).sum())
+    return np.array([_square_sum(given, math.nan), *sums, largest, stalled], np.float64)
 
 
-def weights_before(entry: Entry, hyper: Hyper) -> Tensor:
+def _mover(entry: Entry, m: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """What moves the weights: Adam's m, or the momentum if there is one, or else the gradient."""
+    first, second, third = entry.keys
+    if second != "square_avg":
+        return m if first else grad
+    return real(local(entry.state[third])) if third else grad
+
+
+def _moments(entry: Entry) -> tuple[Any, Any]:
+    return decoded(entry.param, entry.state, entry.keys)
+
+
+def _square_sum(tensor: Tensor | None, otherwise: float) -> float:
+    return otherwise if tensor is None else float(tensor.double().square().sum())
+
+
+def weights_before(
+    entry: Entry, hyper: Rule, grad: Tensor | None = None, clip: float | Tensor = 1.0
+) -> Tensor:
     """What a parameter was before its last step, to rounding: real numbers in float64.
 
-    The last step is taken once more from zero, with its moments as they are and without decay:
-    where it ends is what it subtracted.
+    The last step is taken once more from zero, with its averages as they are and without decay:
+    where it ends is what it subtracted. If it went by the gradient itself, which every rule takes
+    by a factor, that is added; NaN, if the gradient is gone.
     """
     c = hyper.coefficients(int(entry.state["step"]), "float64")
-    still = {"beta1": 1.0, "one_minus_beta1": 0.0, "beta2": 1.0, "one_minus_beta2": 0.0}
-    m, v = decoded(entry.param, entry.state)
-    v = local(entry.state["max_exp_avg_sq"]).to(m.device) if hyper.amsgrad else v
-    m, v = real(m).double(), real(v).double()
-    zero = torch.zeros_like(m)
-    without_decay = c._replace(decay=0.0, **still)
-    moved, *_ = adam(zero, zero, m, v, None, without_decay, torch.sqrt, torch.maximum)
+    still = c._replace(l2=0.0, decay=0.0, maximize=0.0, **_STILL[hyper.rule])
     after = real(trained(entry.param, entry.state)).double()
-    before: Tensor = (after - moved) / (1 - c.decay)
+    averages = [*_moments(entry), None]
+    if hyper.keys[2]:
+        averages[2] = local(entry.state[hyper.keys[2]]).to(after.device)
+    wide = [None if x is None else real(x).double() for x in averages]
+    zero = torch.zeros_like(after)
+
+    def moved(g: Tensor) -> Tensor:
+        end: Tensor = RULES[hyper.rule](zero, g, *wide, still, torch.sqrt, maximum)[0]
+        return end
+
+    fixed = moved(zero)
+    if not _goes_by_gradient(hyper):
+        return (after - fixed) / (1 - c.decay)
+    if grad is None:
+        return torch.full_like(after, math.nan)
+    g = gradient(zero, real(grad).double(), c._replace(clip=float(clip)))
+    slope = moved(torch.ones_like(zero)) - fixed
+    before: Tensor = (after - fixed - slope * g) / (1 + slope * c.l2)
     return before
+
+
+# What keeps averages as they are.
+_STILL = {
+    "adam": {"beta1": 1.0, "one_minus_beta1": 0.0, "beta2": 1.0, "one_minus_beta2": 0.0},
+    "sgd": {"beta1": 1.0, "one_minus_beta1": 0.0},
+    "rmsprop": {"beta1": 1.0, "beta2": 1.0, "one_minus_beta2": 0.0},
+}
+
+
+def _goes_by_gradient(hyper: Rule) -> bool:
+    """Whether an update is of the gradient itself, and not of averages alone."""
+    if isinstance(hyper, SGDHyper):
+        return hyper.nesterov or not hyper.momentum
+    return isinstance(hyper, RMSpropHyper) and not hyper.momentum
 
 
 def _over_all(found: Sequence[Found]) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import native
-from ..hyper import Coefficients, Hyper
-from .kinds import Kind, by_column, kept, types
+from ..hyper import Coefficients, Rule
+from .kinds import Kind, by_column, types
 from .layout import COMPUTE, lies_like
 from .overlap import shared
 from .sharding import alike, local, local_like, place_in_whole
@@ -57,7 +57,7 @@ class Table:
         self.kinds = [kinds[e.group] for e in entries]
         sets = [(e.group, COMPUTE[e.param.dtype]) for e in entries]
         self.sets = list(dict.fromkeys(sets))
-        self._keys = [by_column(kept(p, k)) for p, k in zip(params, self.kinds, strict=True)]
+        self._keys = [by_column(p, k) for p, k in zip(params, self.kinds, strict=True)]
         self._watch = watch(params, self.states, self._keys)
         self.steps = np.zeros(len(params), np.int64)
         self.even = self.changed = True
@@ -118,7 +118,7 @@ class Table:
         self.set_of = np.arange(len(self.params))  # each has coefficients of its own
         self.rows[:, native.COEFFICIENTS] = self.set_of
 
-    def coefficients(self, hypers: list[Hyper], unscale: float, clip: float) -> NDArray[np.float64]:
+    def coefficients(self, hypers: list[Rule], unscale: float, clip: float) -> NDArray[np.float64]:
         """Of the next step: rows of ``hyper.Coefficients``, to which the table's rows point.
 
         Args:

@@ -167,4 +167,4 @@ def found(entries: list[Entry], before: list[Tensor], unscale: float | Tensor) -
     for entry, was in zip(entries, before, strict=False):
         grad = local_like(entry.param.grad, entry.param)
         columns = columns_of(entry, grad * unscale, was)
-        yield Found(entry.name, entry.group, entry.param, entry.state, columns)
+        yield Found(*entry, columns)
