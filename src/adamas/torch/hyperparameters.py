@@ -84,18 +84,15 @@ def device_row(group: dict[str, Any], compute: str, device: torch.device) -> lis
     Returns:
         The columns of ``gpu.sets``.
     """
-    values = [group["lr"], *group["betas"]]
+    values = [group["lr"], *group.get("betas", ())]
     addresses, wide = [0, 0, 0], 0
     for i, value in enumerate(values):
         there = isinstance(value, Tensor) and value.device == device and device.type != "cpu"
         if there and value.numel() == 1 and value.dtype in (torch.float32, torch.float64):
             addresses[i], wide = value.data_ptr(), wide | (value.dtype == torch.float64) << i
             values[i] = 0.0
-    hyper = hyper_of(group | {"lr": values[0], "betas": tuple(values[1:])})
-    assert isinstance(hyper, Hyper), "only these are counted"
-    if max(hyper.lr, hyper.eps, hyper.weight_decay) > _LARGE:
-        hyper.coefficients(1, compute)  # which raises where they exceed the type
-    return set_row(hyper, compute, addresses, wide)
+    here = {"lr": values[0]} | ({"betas": tuple(values[1:])} if "betas" in group else {})
+    return set_row(hyper_of(group | here), compute, addresses, wide)
 
 
 def snapshot(group: dict[str, Any]) -> dict[str, Any]:
@@ -109,12 +106,6 @@ def snapshot(group: dict[str, Any]) -> dict[str, Any]:
 
 def _if_here(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value
-
-
-# Of the rules whose steps a device can count, for it finds their coefficients.
-COUNTED = ("adam",)
-
-_LARGE = 1e15  # beyond which it is worth looking
 
 
 def _number(name: str, value: Any) -> Any:

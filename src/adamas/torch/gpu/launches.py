@@ -244,7 +244,8 @@ def _launches(kinds: NDArray[np.int64], chunks: Tensor, step: Launcher) -> Itera
             if not averages & 3:  # there is nothing to be in a format
                 types[2] = native.MOMENTS["float32"]
             alignment = _ALIGNMENT if aligned else 1
-            yield Launch(chunks[first:end], Alike(*types, averages, bool(whole), alignment), step)
+            alike = Alike._make([*types, averages, bool(whole), alignment])
+            yield Launch(chunks[first:end], alike, step)
 
 
 def current(device: torch.device) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,7 +33,17 @@ def set_row(
 
     Returns:
         14 numbers, the last four of which have the bits of whole ones.
+
+    Raises:
+        ValueError: a coefficient is too large for the compute type.
     """
+    whole = np.array([*addresses, wide], np.int64).view(np.float64).tolist()
+    return [*_numbers(hyper, compute), *whole]
+
+
+@lru_cache(maxsize=1024)
+def _numbers(hyper: Rule, compute: str) -> tuple[float, ...]:
+    hyper.coefficients(1, compute)  # which raises where they exceed the type
     c = hyper.coefficients(2, "float64")
     if isinstance(hyper, Hyper):
         lr, weight_decay, decoupled = hyper.lr, hyper.weight_decay, hyper.decoupled_weight_decay
@@ -40,5 +51,4 @@ def set_row(
         lr, weight_decay, decoupled = c.step_size, c.l2, False
     numbers = lr, c.beta1, c.beta2, c.eps, weight_decay, decoupled, c.maximize
     more = compute == "float64", hyper.rule == Hyper.rule, c.one_minus_beta1
-    whole = np.array([*addresses, wide], np.int64).view(np.float64).tolist()
-    return [*map(float, numbers + more), *whole]
+    return tuple(map(float, numbers + more))
