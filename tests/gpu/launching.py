@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adamas import native, norm
 from adamas.hyper import Coefficients
-from adamas.torch.gpu import prepare
+from adamas.torch.gpu import prepare, sets
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.kernels import COLUMNS, GRAD_DTYPE
 
@@ -45,7 +45,7 @@ def arguments(grads: list[Tensor], max_norm: float = math.inf, rows: int = 3) ->
     return {
         "chunks": chunks_of(grads),
         "settings": on_device([max_norm, MARK], torch.float64),
-        "hypers": on_device([[0.0] * prepare.SET_COLUMNS], torch.float64),
+        "hypers": on_device([[0.0] * sets.COLUMNS], torch.float64),
         "steps": on_device([5] * rows, torch.int64),
         "set_of": on_device([0] * rows, torch.int64),
         "grads": on_device([1] * rows, torch.int64),
@@ -63,7 +63,7 @@ def launch(given: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
     for name in ("grad_scale", "found_inf"):
         if isinstance(options.get(name), float):
             options[name] = on_device([options[name]], torch.float32)
-    prepare.launch(Launcher(prepare.prepare), **given, **options)
+    prepare.launch(Launcher(prepare.prepare), prepare.Tensors(**given), **options)
     assert given["counter"].item() == 0
     return {name: tensor.cpu() for name, tensor in given.items()}
 

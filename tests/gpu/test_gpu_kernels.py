@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from cases import CASES, COLUMNS, FORMAT_CASES, as_dtype, digest, hashes
+from cases import CASES, FORMAT_CASES, as_dtype, digest, hashes
 from devices import core  # noqa: F401  (skips all of this where there is no Triton)
 from torch import Tensor
 
 from adamas import formats, native, reference
-from adamas.hyper import Hyper
+from adamas.hyper import Hyper, Rule
 from adamas.torch.gpu import kernels, launches
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.launches import Launches
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     place: tuple[int, int, int] | None = None
     ahead: int = 0  # elements before it in its memory, which misalign it
     infinite: int = 0  # elements that are, the first
+    hyper: Rule | None = None  # its own
 
     def index(self) -> np.ndarray | None:
         if self.place is None:
@@ -55,9 +57,10 @@ class Row(NamedTuple):
 class Held:
     """A row's arrays, in the device's memory, beside those of the specification."""
 
-    def __init__(self, row: Row, hyper: Hyper, step: int, seed: int, device: torch.device) -> None:
+    def __init__(self, row: Row, hyper: Rule, step: int, seed: int, device: torch.device) -> None:
         self.row = row
-        self.hyper = Hyper(**hyper.__dict__ | {"amsgrad": row.amsgrad})
+        hyper = row.hyper or hyper
+        self.hyper = replace(hyper, amsgrad=row.amsgrad) if isinstance(hyper, Hyper) else hyper
         self.param = as_dtype(seed, row.size, row.dtype, -3, 1)
         self.param[: row.infinite] = 0x7F80 if row.dtype == "bfloat16" else np.inf
         self.state = reference.initial_state(self.param, self.hyper, row.moments, row.master)
@@ -82,11 +85,13 @@ class Held:
         self.grad = grad
         self.there["grad"] = self._put(grad, device)
         beside = formats.master_beside(self.row.dtype, self.row.master)
-        row[native.TYPES] = native.types(self.row.dtype, self.row.grad, self.row.moments, beside)
+        types = self.row.dtype, self.row.grad, self.row.moments, beside, self.hyper.rule
+        row[native.TYPES] = native.types(*types)
         row[native.SIZE] = self.row.size
         if self.row.place:
             row[[native.OFFSET, native.RUN, native.STRIDE]] = self.row.place
-        columns = COLUMNS | {"param": native.PARAM, "grad": native.GRAD}
+        columns = {"param": native.PARAM, "grad": native.GRAD}
+        columns |= {key: native.column(key, self.hyper.keys) for key in self.state if key != "step"}
         for key, tensor in self.there.items():
             row[columns[key]] = tensor.data_ptr()
 
@@ -115,7 +120,7 @@ def _plain(array: np.ndarray, like: np.ndarray) -> np.ndarray:
 def compare(
     rows: list[Row],
     device: torch.device,
-    hyper: Hyper = DECAYS,
+    hyper: Rule = DECAYS,
     *,
     steps: int = 1,
     before: int = 1,
@@ -126,14 +131,16 @@ def compare(
     """Steps rows in one table, and each by the specification."""
     held = [Held(row, hyper, before, 7 * i + 1, device) for i, row in enumerate(rows)]
     table = native.table(len(rows))
-    table[:, native.COEFFICIENTS] = [row.dtype == "float64" for row in rows]
+    table[:, native.COEFFICIENTS] = range(len(rows))
     stepping = Launches(table, device)
     for t in range(before + 1, before + steps + 1):
         for i, (one, row) in enumerate(zip(held, table, strict=True)):
             grad = as_dtype(100 * (t - before) + i, one.row.size, one.row.grad, -33, 7, sparse=True)
             one.fill(row, spoil(grad, t), device)
-        kinds = "float32", "float64"
-        stepping.step(np.array([hyper.coefficients(t, kind, unscale, clip) for kind in kinds]))
+        kinds = [reference.compute_type(one.param.dtype) for one in held]
+        pairs = zip(held, kinds, strict=True)
+        sets = [one.hyper.coefficients(t, kind, unscale, clip) for one, kind in pairs]
+        stepping.step(np.array(sets))
         wrong = [(one.row, names) for one in held if (names := one.differing(unscale, clip))]
         assert not wrong, (t, wrong)
 
@@ -141,7 +148,7 @@ def compare(
 def block_of(dtype: str, moments: str, device: torch.device) -> int:
     """The elements that a program steps at a time."""
     kinds = native.DTYPES[dtype], native.DTYPES[dtype], native.MOMENTS[moments]
-    tile = launches._tile(launches.Alike(*kinds, 0, False, True, 16), device)
+    tile = launches._tile(launches.Alike(*kinds, 0, 0, 3, True, 16), device)
     return tile.groups * formats.GROUP
 
 
@@ -303,7 +310,7 @@ def test_kept_hashes(case: Any, device: torch.device) -> None:
             case.grad_dtype or case.dtype,
             case.moments,
             case.master_bits,
-            case.hyper.amsgrad,
+            getattr(case.hyper, "amsgrad", False),
             array.size,
         )
         for array in case.params()

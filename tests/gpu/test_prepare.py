@@ -29,8 +29,8 @@ from launching import (
 from torch import Tensor
 
 from adamas import Hyper, norm
-from adamas.hyper import bias_correction
-from adamas.torch.gpu import bias, prepare
+from adamas.hyper import Coefficients, RMSpropHyper, Rule, SGDHyper, bias_correction
+from adamas.torch.gpu import bias, sets
 
 pytestmark = pytest.mark.gpu
 
@@ -118,18 +118,13 @@ def test_of_sets_only_what_unscales_and_clips_is_written(
     assert done["steps"].tolist() == [5] * 200
 
 
-def set_row(hyper: Hyper, compute: str, tensors: list[Tensor | None] | None = None) -> Tensor:
+def set_row(hyper: Rule, compute: str, tensors: list[Tensor | None] | None = None) -> Tensor:
     """A set's columns, where tensors of lr, beta1 and beta2 may hold the values instead."""
-    row = np.zeros(prepare.SET_COLUMNS)
-    row[prepare.LR], (row[prepare.BETA1], row[prepare.BETA2]) = hyper.lr, hyper.betas
-    row[prepare.EPS], row[prepare.WEIGHT_DECAY] = hyper.eps, hyper.weight_decay
-    row[prepare.DECOUPLED] = hyper.decoupled_weight_decay
-    row[prepare.MAXIMIZE], row[prepare.IS_FLOAT64] = hyper.maximize, compute == "float64"
-    for i, held in enumerate(tensors or []):
-        if held is not None:
-            row[i] = math.nan
-            row.view(np.int64)[prepare.LR_AT + i] = held.data_ptr()
-            row.view(np.int64)[prepare.WIDE] |= (held.dtype == torch.float64) << i
+    held = tensors or [None] * 3
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in held]
+    doubles = [i for i, t in enumerate(held) if t is not None and t.dtype == torch.float64]
+    row = np.array(sets.set_row(hyper, compute, addresses, sum(1 << i for i in doubles)))
+    row[:3][np.array(addresses) != 0] = math.nan
     return torch.from_numpy(row)
 
 
@@ -264,6 +259,33 @@ def test_rows_have_steps_and_sets_of_their_own(skip_nonfinite: bool, multiproces
             hyper, _ = hypers[set_of[i]]
             # Before they are rounded to float32, which this eps shows in neither type.
             assert tuple(found) == hyper.coefficients(steps[i], "float64")
+
+
+@pytest.mark.parametrize("compute", ["float32", "float64"])
+@pytest.mark.parametrize("held", [False, True])
+def test_coefficients_of_other_rules(compute: str, held: bool) -> None:
+    """Of a first step and of others, with a learning rate in the table or in a tensor."""
+    hypers = [
+        SGDHyper(0.1, weight_decay=0.2),
+        SGDHyper(0.1, 0.9, 0.3, maximize=True),
+        SGDHyper(0.1, 1.5, nesterov=True),
+        RMSpropHyper(0.1, 0.97, 0.0, 0.2),
+        RMSpropHyper(0.1, 0.9, 1e-6, momentum=2.0, centered=True),
+        Hyper(0.1, (0.8, 0.9)),
+    ]
+    lr = on_device([0.1], torch.float64) if held else None
+    rows = [set_row(hyper, compute, [lr, None, None]) for hyper in hypers]
+    counts = [(i, step) for i in range(len(hypers)) for step in (1, 2, 1000)]
+    found = found_coefficients(
+        rows, *map(list, zip(*counts, strict=True)), norm=True, grad_scale=3.0
+    )
+    unused = {"sgd": ["one_minus_beta2", "denom_scale", "eps"], "rmsprop": ["denom_scale"]}
+    clip = norm.clip_factor(expected_norm([tensor([3.0, 4.0])], float(np.float32(1 / 3))), 0.25)
+    for (i, step), row in zip(counts, found.astype(compute).tolist(), strict=True):
+        hyper = hypers[i]
+        expected = hyper.coefficients(step, compute, float(np.float32(1 / 3)), clip)
+        left_out = dict.fromkeys(unused.get(hyper.rule, []), 0.0)
+        assert Coefficients(*row)._replace(**left_out) == expected._replace(**left_out)
 
 
 @pytest.mark.parametrize("held", [(0, 1, 2), (0,), (2,), (0, 2), ()])

@@ -626,16 +626,6 @@ def test_offloaded_states_have_the_same_bits(as_gpu: None, case: int, moments: s
     assert_same_bits(here, away)
 
 
-def test_a_device_does_not_count_steps_of_other_rules(as_gpu: None) -> None:
-    optimizer = RMSprop(made(), capturable=True)
-    before = copy.deepcopy(params_of(optimizer))
-    with pytest.raises(
-        ValueError, match="capturable must be False where RMSprop steps parameter 0"
-    ):
-        run(optimizer, range(1))
-    assert all(torch.equal(p, q) for p, q in zip(params_of(optimizer), before, strict=True))
-
-
 @kept
 def test_a_range_of_learning_rates(rule: Rule, options: Options) -> None:
     """All is put back bit for bit."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..formats import Keys
 from ..hyper import Hyper, RMSpropHyper, Rule, SGDHyper
+from .gpu.sets import set_row
 
 # Of the options of a group, the first of these tells its rule.
 MARKS: dict[str, type[Rule]] = {"betas": Hyper, "alpha": RMSpropHyper, "dampening": SGDHyper}
@@ -86,24 +87,17 @@ def device_row(group: dict[str, Any], compute: str, device: torch.device) -> lis
         device: where these tensors are read; those elsewhere are numbers.
 
     Returns:
-        12 numbers, the last four of which have the bits of whole ones: the addresses of tensors on
-        the device that hold lr, beta1 and beta2, 0 for none, and which of these are float64.
+        The columns of ``gpu.sets``.
     """
-    values = [group["lr"], *group["betas"]]
+    values = [group["lr"], *group.get("betas", ())]
     addresses, wide = [0, 0, 0], 0
     for i, value in enumerate(values):
         there = isinstance(value, Tensor) and value.device == device and device.type != "cpu"
         if there and value.numel() == 1 and value.dtype in (torch.float32, torch.float64):
             addresses[i], wide = value.data_ptr(), wide | (value.dtype == torch.float64) << i
             values[i] = 0.0
-    hyper = hyper_of(group | {"lr": values[0], "betas": tuple(values[1:])})
-    assert isinstance(hyper, Hyper), "only these are counted"
-    if max(hyper.lr, hyper.eps, hyper.weight_decay) > _LARGE:
-        hyper.coefficients(1, compute)  # which raises where they exceed the type
-    whole = np.array([*addresses, wide], np.int64).view(np.float64).tolist()
-    numbers = (hyper.lr, *hyper.betas, hyper.eps, hyper.weight_decay)
-    flags = hyper.decoupled_weight_decay, hyper.maximize, compute == "float64"
-    return [*numbers, *map(float, flags), *whole]
+    here = {"lr": values[0]} | ({"betas": tuple(values[1:])} if "betas" in group else {})
+    return set_row(hyper_of(group | here), compute, addresses, wide)
 
 
 def snapshot(group: dict[str, Any]) -> dict[str, Any]:
@@ -117,12 +111,6 @@ def snapshot(group: dict[str, Any]) -> dict[str, Any]:
 
 def _if_here(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value
-
-
-# Of the rules whose steps a device can count, for it finds their coefficients.
-COUNTED = ("adam",)
-
-_LARGE = 1e15  # beyond which it is worth looking
 
 
 def _number(name: str, value: Any) -> Any:

@@ -251,8 +251,7 @@ class RMSprop(Optimizer):
         momentum: at least 0; 0 keeps none.
         centered: divide by the gradient's deviation from its average; only with
             ``moments="float32"``.
-        capturable: accepted for parameters on the CPU, where there is nothing to capture; refused
-            for those on a GPU, unless its steps can be counted there.
+        capturable: as ``Adam``'s.
         foreach: accepted and ignored, as ``Adam``'s.
         maximize: ascend.
         differentiable: let autograd record the step, in plain torch operations.

@@ -20,7 +20,7 @@ from .gpu.offload import Offload
 from .gpu.staging import is_capturing
 from .gradnorm import Part, rows_of, squared_norm
 from .home import offloads
-from .hyperparameters import COUNTED, hyper_of, snapshot
+from .hyperparameters import hyper_of, snapshot
 from .kinds import Kind, is_of, kept, kind_of, ordered
 from .layout import is_plain
 from .overlap import address, refuse_overlap
@@ -28,7 +28,6 @@ from .recode import State, trained
 from .sharding import local, local_like, shards_of
 from .state import (
     Entry,
-    check_capturable,
     check_grad,
     check_param,
     check_recordable,
@@ -69,10 +68,9 @@ class Plan:
         kinds = [kind_of(group) for group in groups]
         entries = list(_entries(groups, kinds, states, needs.counts))
         takes = [_taken_on(e.param, kinds[e.group]) for e in entries]
-        # Shards add up what they find, and a device does not count the steps of every rule.
+        # Shards add up what they find.
         apart = needs.norms and any(shards_of(e.param) for e in entries)
-        uncounted = needs.counts and any(kinds[e.group].rule not in COUNTED for e in entries)
-        alone = _on_one_gpu(takes) and not (apart or uncounted)
+        alone = _on_one_gpu(takes) and not apart
         if needs.counts and not alone:  # what a device has counted comes back
             for entry in entries:
                 entry.state["step"] = whole_step(entry.state["step"], entry.name)
@@ -325,7 +323,6 @@ def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) ->
     made = dict(zip((param for param, _ in new), zero_states(new), strict=True))
     for param, (name, number) in found.items():
         check_param(param, name)
-        check_capturable(param, groups[number], name)
         if param.grad is not None:
             check_grad(param, param.grad, name)
             if kinds[number].differentiable:

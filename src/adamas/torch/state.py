@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import formats
-from . import gpu
 from .home import home, is_home, offloads
-from .hyperparameters import COUNTED, NAMES, rule_of
 from .kinds import Kept, Kind
 from .kinds import kept as kept_beside
 from .layout import is_dense, lies_like
@@ -108,17 +106,6 @@ def check_param(param: Tensor, name: str) -> None:
         raise ValueError(
             f"{name} must have memory for each element, got shape {tuple(local(param).shape)} with "
             f"strides {local(param).stride()}: make it with .contiguous()"
-        )
-
-
-def check_capturable(param: Tensor, group: dict[str, Any], name: str) -> None:
-    """Raises where a graph is to capture a step whose number the device cannot count."""
-    device, rule = local(param).device, rule_of(group)
-    captures = group.get("capturable") and device.type in gpu.DEVICES
-    if captures and rule and rule.rule not in COUNTED:
-        raise ValueError(
-            f"capturable must be False where {NAMES[rule.rule]} steps {name}, which is on "
-            f"{device}: only Adam's and AdamW's steps can be captured there"
         )
 
 

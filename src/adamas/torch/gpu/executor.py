@@ -20,7 +20,7 @@ from ..sharding import local, local_like
 from ..state import Entry
 from ..statistics import Found, columns_of
 from ..table import Table
-from . import Outcome, Request, prepare
+from . import Outcome, Request, sets
 from .guard import Guard
 from .launches import Launches, current
 from .staging import is_capturing
@@ -130,9 +130,10 @@ class Executor:
             outcome.graphs.append((table, launches, guard))
         if coefficients is not None:
             launches.coefficients = launches.sent(coefficients, launches.coefficients)
+        usual = hypers is not None and request.is_plain and _usual(hypers)
+        launches.compile(usual)  # before the steps are counted
         guard.run(request, outcome, hypers, capturing)
         if self._present():
-            usual = hypers is not None and request.is_plain and _usual(hypers)
             launches.launch(guard.skip, usual)
 
     def _leave_to_graph(self) -> None:
@@ -156,9 +157,9 @@ def _params(table: Table, entries: list[Entry]) -> list[Tensor]:
 
 
 def _usual(hypers: NDArray[np.float64]) -> bool:
-    """Whether no set of hyperparameters maximizes, or couples its decay; see ``rules.adam``."""
-    coupled = (hypers[:, prepare.DECOUPLED] == 0) & (hypers[:, prepare.WEIGHT_DECAY] != 0)
-    return not (coupled | (hypers[:, prepare.MAXIMIZE] != 0)).any()
+    """Whether no set of hyperparameters maximizes, or couples its decay; see ``rules.gradient``."""
+    coupled = (hypers[:, sets.DECOUPLED] == 0) & (hypers[:, sets.WEIGHT_DECAY] != 0)
+    return not (coupled | (hypers[:, sets.MAXIMIZE] != 0)).any()
 
 
 def found(entries: list[Entry], before: list[Tensor], unscale: float | Tensor) -> Iterator[Found]:

@@ -73,7 +73,7 @@ class Guard:
         Args:
             request: what is wanted.
             outcome: where it goes.
-            hypers: (sets, 12) where the device counts the steps, which finds the coefficients by
+            hypers: (sets, 14) where the device counts the steps, which finds the coefficients by
                 them; else None, and the coefficients are there.
             capturing: whether a graph is captured, which then sends all that it needs itself.
         """
@@ -90,8 +90,7 @@ class Guard:
             if not same or capturing:
                 self._hypers = launches.sent(hypers, self._hypers)
                 self._sent = hypers
-        prepare.launch(
-            self._prepare,
+        tensors = prepare.Tensors(
             launches.chunks,
             self._settings,
             self._hypers,
@@ -105,6 +104,10 @@ class Guard:
             outcome.results,
             outcome.last,
             outcome.skipped,
+        )
+        prepare.launch(
+            self._prepare,
+            tensors,
             grad_scale=self._here(request.grad_scale),
             found_inf=self._here(request.found_inf),
             norm=request.max_grad_norm is not None,

@@ -7,6 +7,8 @@ from typing import Any
 
 import triton
 
+_ONE = 1, 1, 1  # program
+
 
 def jit(function: Callable[..., Any]) -> Any:
     """``triton.jit``: what a kernel is made with, and what it calls."""
@@ -34,6 +36,22 @@ class Launcher:
         self._kernel = kernel
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
+    def compile(
+        self, arguments: tuple[Any, ...], constants: tuple[Any, ...], **options: int
+    ) -> None:
+        """Compiles it and loads it on the device, which a launch then need not; as ``__call__``.
+
+        Where Triton interprets, there is nothing to compile.
+        """
+        if constants in self._compiled:
+            return
+        made = self._kernel.warmup(
+            *arguments, *constants, grid=_ONE, enable_fp_fusion=False, **options
+        )
+        if made is not None:
+            made[_ONE]  # what may fail of loading it, fails now
+        self._compiled[constants] = made
+
     def __call__(
         self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], **options: int
     ) -> None:
@@ -45,9 +63,9 @@ class Launcher:
             constants: those of its arguments that it is compiled for, after the others.
             options: of its compilation, the same with the same constants.
         """
+        self.compile(arguments, constants, **options)
         grid = programs, 1, 1
-        if compiled := self._compiled.get(constants):
+        if compiled := self._compiled[constants]:
             compiled[grid](*arguments, *constants)
-            return
-        made = self._kernel[grid](*arguments, *constants, enable_fp_fusion=False, **options)
-        self._compiled[constants] = made  # nothing, where Triton interprets
+        else:
+            self._kernel[grid](*arguments, *constants, enable_fp_fusion=False, **options)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton.language as tl
 
 from ... import native
-from . import codecs
+from . import codecs, rules, storage
+from .elements import FLOAT32, FLOAT64, STORED, load, number, pointer
 from .jit import jit, jit_with
-from .rules import COEFFICIENTS, adam, load_coefficients, load_step
 
 # A chunk's row has the columns of the core's rows, with addresses of its own elements and, in place
 # of the types, which a launch has in common, the place of its first element: in the whole tensor,
@@ -21,19 +21,12 @@ FIRST = tl.constexpr(native.TYPES)
 GRAD_DTYPE, ROW, BEGIN = (tl.constexpr(native.COLUMNS + i) for i in range(3))
 COLUMNS = tl.constexpr(16)
 _PARAM, _GRAD = tl.constexpr(native.PARAM), tl.constexpr(native.GRAD)
-_EXP_AVG, _EXP_AVG_SQ = tl.constexpr(native.EXP_AVG), tl.constexpr(native.EXP_AVG_SQ)
-_MAXIMUM, _MASTER = tl.constexpr(native.MAX_EXP_AVG_SQ), tl.constexpr(native.MASTER)
+_M, _V, _W = (tl.constexpr(native.EXP_AVG + i) for i in range(3))
+_MASTER = tl.constexpr(native.MASTER)
 _SIZE, _SET = tl.constexpr(native.SIZE), tl.constexpr(native.COEFFICIENTS)
 _OFFSET, _RUN = tl.constexpr(native.OFFSET), tl.constexpr(native.RUN)
 _STRIDE = tl.constexpr(native.STRIDE)
-
-_FLOAT32, _FLOAT64, _BFLOAT16, _FLOAT16 = (tl.constexpr(x) for x in native.DTYPES.values())
-_FULL, _HALVES, _INT8, _INT4 = (tl.constexpr(x) for x in native.MOMENTS.values())
 _GROUP = codecs.GROUP
-
-# What is loaded for numbers of a dtype, of bfloat16 its bits, and beside them for a master's bytes.
-_STORED = tl.constexpr((tl.float32, tl.float64, tl.uint16, tl.float16))
-_BESIDE = tl.constexpr((tl.uint8, tl.uint8, tl.uint16, None, tl.float32))
 
 
 @jit_with(do_not_specialize=["count", "rows"])
@@ -55,7 +48,7 @@ def place_gradients(
     chunk = chunks + at.to(tl.int64) * COLUMNS
     row = tl.load(chunk + ROW, inside, other=0)
     dtype = tl.load(chunk + GRAD_DTYPE, inside, other=0)
-    size = tl.where(dtype == _FLOAT64, 8, tl.where(dtype == _FLOAT32, 4, 2))
+    size = tl.where(dtype == FLOAT64, 8, tl.where(dtype == FLOAT32, 4, 2))
     address = tl.load(placed + row, inside, other=0)
     begin = tl.load(chunk + BEGIN, inside, other=0)
     tl.store(chunk + _GRAD, tl.where(address != 0, address + begin * size, 0), inside)
@@ -71,7 +64,8 @@ def step_chunk(
     GRAD: tl.constexpr,
     MOMENTS: tl.constexpr,
     MASTER: tl.constexpr,
-    AMSGRAD: tl.constexpr,
+    RULE: tl.constexpr,
+    AVERAGES: tl.constexpr,
     USUAL: tl.constexpr,
     WHOLE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -87,24 +81,42 @@ def step_chunk(
         GRAD: its gradient's, numbers of ``native.DTYPES``.
         MOMENTS: their format's number in ``native.MOMENTS``.
         MASTER: bits beside the parameter, as ``native.types`` has them.
-        AMSGRAD: whether there is a maximum.
-        USUAL: whether ``rules.adam`` may leave out what is seldom used.
+        RULE: its number in ``native.RULES``.
+        AVERAGES: which of its three there are, in bits from the lowest on.
+        USUAL: whether ``rules.gradient`` may leave out what is seldom used.
         WHOLE: whether elements have the same positions in their whole tensor.
         ALIGNMENT: of all addresses, in bytes.
         GROUPS: of 64 elements that are stepped at a time.
     """
-    row = chunks + tl.program_id(0).to(tl.int64) * COLUMNS
-    size = tl.load(row + _SIZE).to(tl.int32)
-    grad = tl.load(row + _GRAD)
-    if (grad == 0) | (tl.load(skip) != 0):
-        size = 0
     # What blocks have in common is loaded once: the compiler cannot know that no block writes it.
+    addresses, place, size, index = _read(chunks + tl.program_id(0).to(tl.int64) * COLUMNS)
+    if (addresses[_GRAD] == 0) | (tl.load(skip) != 0):
+        size = 0
+    T: tl.constexpr = tl.float64 if PARAM == FLOAT64 else tl.float32
+    c = rules.load_coefficients(coefficients + index * rules.COEFFICIENTS, T)
+    block: tl.constexpr = GROUPS * codecs.GROUP
+    whole_blocks = size // block * block
+    for start in range(0, whole_blocks, block):
+        _step_block(
+            addresses, place, c, start, size, PARAM, GRAD, MOMENTS, MASTER, RULE, AVERAGES,
+            USUAL, WHOLE, ALIGNMENT, GROUPS, False,
+        )  # fmt: skip
+    if whole_blocks < size:
+        _step_block(
+            addresses, place, c, whole_blocks, size, PARAM, GRAD, MOMENTS, MASTER, RULE, AVERAGES,
+            USUAL, WHOLE, ALIGNMENT, GROUPS, True,
+        )  # fmt: skip
+
+
+@jit
+def _read(row: tl.tensor) -> tl.tuple:
+    """A chunk's addresses, its place in the whole tensor, its size and its coefficients' index."""
     addresses = (
         tl.load(row + _PARAM),
-        grad,
-        tl.load(row + _EXP_AVG),
-        tl.load(row + _EXP_AVG_SQ),
-        tl.load(row + _MAXIMUM),
+        tl.load(row + _GRAD),
+        tl.load(row + _M),
+        tl.load(row + _V),
+        tl.load(row + _W),
         tl.load(row + _MASTER),
     )
     place = (
@@ -113,21 +125,7 @@ def step_chunk(
         tl.load(row + _RUN),
         tl.load(row + _STRIDE),
     )
-    of_set = coefficients + tl.load(row + _SET) * COEFFICIENTS
-    c = load_coefficients(of_set, tl.float64 if PARAM == _FLOAT64 else tl.float32)
-    t = load_step(of_set)
-    block: tl.constexpr = GROUPS * _GROUP
-    whole_blocks = size // block * block
-    for start in range(0, whole_blocks, block):
-        _step_block(
-            addresses, place, c, t, start, size,
-            PARAM, GRAD, MOMENTS, MASTER, AMSGRAD, USUAL, WHOLE, ALIGNMENT, GROUPS, False,
-        )  # fmt: skip
-    if whole_blocks < size:
-        _step_block(
-            addresses, place, c, t, whole_blocks, size,
-            PARAM, GRAD, MOMENTS, MASTER, AMSGRAD, USUAL, WHOLE, ALIGNMENT, GROUPS, True,
-        )  # fmt: skip
+    return addresses, place, tl.load(row + _SIZE).to(tl.int32), tl.load(row + _SET)
 
 
 @jit
@@ -135,14 +133,14 @@ def _step_block(
     addresses: tl.tuple,
     place: tl.tuple,
     c: tl.tuple,
-    t: tl.tensor,
     start: tl.tensor,
     size: tl.tensor,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
     MOMENTS: tl.constexpr,
     MASTER: tl.constexpr,
-    AMSGRAD: tl.constexpr,
+    RULE: tl.constexpr,
+    AVERAGES: tl.constexpr,
     USUAL: tl.constexpr,
     WHOLE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -150,81 +148,32 @@ def _step_block(
     MASKED: tl.constexpr,
 ) -> None:
     """Steps the elements of a chunk from ``start`` on, as many as a block has or there are."""
-    T: tl.constexpr = tl.float64 if PARAM == _FLOAT64 else tl.float32
+    T: tl.constexpr = tl.float64 if PARAM == FLOAT64 else tl.float32
     groups = tl.arange(0, GROUPS)[:, None]
     at = start + groups * _GROUP + tl.arange(0, _GROUP)[None, :]
     scales_at = start // _GROUP + groups
     inside = at < size if MASKED else None
     groups_inside = scales_at * _GROUP < size if MASKED else None
     index, group_index = _indices(place, start, at, groups, WHOLE)
+    param = pointer(addresses[_PARAM], STORED[PARAM], ALIGNMENT) + at
+    rest = pointer(addresses[_MASTER], storage.BESIDE[MASTER // 8], ALIGNMENT) + at
+    first, second = storage.moments_at(
+        addresses[_M], addresses[_V], at, scales_at, T, MOMENTS, ALIGNMENT
+    )
+    third = pointer(addresses[_W], T, ALIGNMENT) + at
 
-    param = _pointer(addresses[0], _STORED[PARAM], ALIGNMENT) + at
-    rest_at = _pointer(addresses[5], _BESIDE[MASTER // 8], ALIGNMENT) + at
-    stored = _load(param, inside)
-    p = _number(stored, stored if MASTER == codecs.NONE else _load(rest_at, inside), PARAM, MASTER)
-    g = _load(_pointer(addresses[1], _STORED[GRAD], ALIGNMENT) + at, inside)
-    g = _number(g, g, GRAD, codecs.NONE)
-
-    CODED: tl.constexpr = MOMENTS >= _INT8
-    BITS: tl.constexpr = 8 if MOMENTS == _INT8 else 4
-    KEPT: tl.constexpr = T if MOMENTS == _FULL else (tl.uint8 if MOMENTS == _INT4 else tl.uint16)
-    first_at = _pointer(addresses[2], KEPT, ALIGNMENT) + at
-    if CODED:
-        scales = _pointer(addresses[3], tl.uint16, 2) + 3 * scales_at
-        low, high = _load(scales, groups_inside), _load(scales + 1, groups_inside)
-        most = _load(scales + 2, groups_inside)
-        m, v = codecs.decode(_load(first_at, inside), low, high, most, BITS)
-    else:
-        second_at = _pointer(addresses[3], KEPT, ALIGNMENT) + at
-        m, v = _load(first_at, inside), _load(second_at, inside)
-        if MOMENTS == _HALVES:
-            m, v = codecs.from_bfloat16(m), codecs.from_bfloat16(v)
-    maximum_at = _pointer(addresses[4], T, ALIGNMENT) + at
-    v_max = _load(maximum_at, inside) if AMSGRAD else v
-
-    p, m, v, v_max = adam(p, g, m, v, v_max, c, AMSGRAD, USUAL)
-
-    if AMSGRAD:
-        tl.store(maximum_at, v_max, inside)
-    if CODED:
-        words, low, high, most = codecs.encode(m, v, g, index, group_index, t, BITS)
-        tl.store(first_at, words, inside)
-        _store_scales(addresses[3], low, high, most, scales_at, size, GROUPS)
-    else:
-        if MOMENTS == _HALVES:
-            m = codecs.to_bfloat16(m, codecs.second_dither(index, t))
-            v = codecs.to_bfloat16(v, codecs.first_dither(index, t))
-        tl.store(first_at, m, inside)
-        tl.store(second_at, v, inside)
-    if MASTER == codecs.NONE:
-        tl.store(param, _rounded(p, index, t, PARAM), inside)
-    elif MASTER == codecs.WHOLE:
-        tl.store(param, p.to(tl.float16), inside)
-        tl.store(rest_at, p, inside)
-    else:
-        kept, rest = codecs.split(p, codecs.second_dither(index, t), MASTER)
-        tl.store(param, kept, inside)
-        tl.store(rest_at, rest, inside)
-
-
-@jit
-def _store_scales(
-    address: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
-    most: tl.tensor,
-    scales_at: tl.tensor,
-    size: tl.tensor,
-    GROUPS: tl.constexpr,
-) -> None:
-    # Packed, for between the threads that find them and those that store them they go by shared
-    # memory, and each time is a barrier.
-    packed = low.to(tl.int64) | (high.to(tl.int64) << 16) | (most.to(tl.int64) << 32)
-    column = tl.arange(0, 4)[None, :]
-    three = tl.reshape(packed, (GROUPS,))[:, None] >> (16 * column)
-    inside = (column < 3) & (scales_at * _GROUP < size)
-    at = _pointer(address, tl.uint16, 2) + 3 * scales_at + column
-    tl.store(at, three.to(tl.uint16), inside)
+    p = storage.load_weights(param, rest, inside, PARAM, MASTER)
+    g = number(load(pointer(addresses[_GRAD], STORED[GRAD], ALIGNMENT) + at, inside), GRAD)
+    m, v = storage.load_moments(p, first, second, inside, groups_inside, MOMENTS, AVERAGES)
+    w = load(third, inside) if AVERAGES & 4 else p
+    p, m, v, w = rules.step(p, g, m, v, w, c, RULE, AVERAGES, USUAL)
+    storage.store_moments(
+        m, v, g, first, second, inside, groups_inside, index, group_index, c.step,
+        MOMENTS, AVERAGES, GROUPS,
+    )  # fmt: skip
+    if AVERAGES & 4:
+        tl.store(third, w, inside)
+    storage.store_weights(p, param, rest, inside, index, c.step, PARAM, MASTER)
 
 
 @jit
@@ -247,46 +196,3 @@ def _indices(
         k = first + start + groups * _GROUP
         group_index = (offset + k // run * stride + k % run).to(tl.uint32)
     return index, group_index
-
-
-@jit
-def _pointer(address: tl.tensor, T: tl.constexpr, ALIGNMENT: tl.constexpr) -> tl.tensor:
-    return tl.multiple_of(address.to(tl.pointer_type(T)), ALIGNMENT)
-
-
-@jit
-def _load(pointers: tl.tensor, inside: tl.tensor) -> tl.tensor:
-    if inside is None:
-        return tl.load(pointers)
-    else:
-        return tl.load(pointers, inside, other=0)
-
-
-@jit
-def _number(
-    stored: tl.tensor, rest: tl.tensor, DTYPE: tl.constexpr, MASTER: tl.constexpr
-) -> tl.tensor:
-    """What is computed with: the master weight where there is one."""
-    if MASTER == codecs.WHOLE:
-        # Where the parameter is not its rounding, somebody has set the parameter anew.
-        own = rest.to(tl.float16).to(tl.uint16, bitcast=True) == stored.to(tl.uint16, bitcast=True)
-        return tl.where(own, rest, stored.to(tl.float32))
-    elif MASTER != codecs.NONE:
-        return codecs.join(stored, rest, MASTER)
-    elif DTYPE == _BFLOAT16:
-        return codecs.from_bfloat16(stored)
-    elif DTYPE == _FLOAT16:
-        return stored.to(tl.float32)
-    else:
-        return stored
-
-
-@jit
-def _rounded(p: tl.tensor, index: tl.tensor, t: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
-    """A weight without a master, as it is stored."""
-    if DTYPE == _BFLOAT16:
-        return codecs.to_bfloat16(p, codecs.second_dither(index, t))
-    elif DTYPE == _FLOAT16:
-        return codecs.to_float16(p, codecs.second_dither(index, t))
-    else:
-        return p

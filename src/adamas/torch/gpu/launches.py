@@ -17,7 +17,7 @@ from ...formats import GROUP
 from ...hyper import Coefficients
 from . import kernels
 from .jit import Launcher
-from .rows import CODED, bytes_of_groups, types_of
+from .rows import CODED, averages_of, bytes_of_groups, types_of
 from .staging import OUT_OF_PLACE, Staging
 
 # Elements that a program steps, of coded moments and of others: enough to make up for its start.
@@ -41,7 +41,9 @@ class Alike(NamedTuple):
     grad: int
     moments: int
     master: int
-    amsgrad: bool
+    rule: int
+    averages: int
+    """Which of the rule's three there are, in bits from the lowest on."""
     whole: bool
     alignment: int
 
@@ -79,10 +81,17 @@ class Launch:
 
     def __call__(self, coefficients: Tensor, skip: Tensor, usual: bool) -> None:
         """Steps the chunks; see ``kernels.step_chunk``."""
-        param, grad, moments, master, amsgrad, whole, alignment = self._alike
-        constants = param, grad, moments, master, amsgrad, usual, whole, alignment, self._groups
         arguments = self._chunks, coefficients, skip
-        self._step(len(self._chunks), arguments, constants, **self._options)
+        self._step(len(self._chunks), arguments, self._constants(usual), **self._options)
+
+    def compile(self, coefficients: Tensor, skip: Tensor, usual: bool) -> None:
+        """Compiles what a call launches."""
+        arguments = self._chunks, coefficients, skip
+        self._step.compile(arguments, self._constants(usual), **self._options)
+
+    def _constants(self, usual: bool) -> tuple[int, ...]:
+        *types, whole, alignment = self._alike
+        return *types, usual, whole, alignment, self._groups
 
 
 class Launches:
@@ -111,12 +120,14 @@ class Launches:
         self._kinds = np.zeros((0, 0), np.int64)
         self.aligned = True
         self._launches: list[Launch] = []
+        self._compiled: set[bool] = set()  # what they have been compiled for: usual steps, others
         self._step = Launcher(kernels.step_chunk)
         self._place = Launcher(kernels.place_gradients)
         self._staging = Staging()
         self.captured = False
         self._never = torch.zeros(1, dtype=torch.int32, device=device)
-        self.chunks = self.coefficients = self.placed = torch.zeros(0, device=device)
+        self.chunks = self.placed = torch.zeros(0, dtype=torch.int64, device=device)
+        self.coefficients = torch.zeros(0, dtype=torch.float64, device=device)
 
     def step(self, coefficients: NDArray[np.float64], changed: bool = True) -> None:
         """Steps all rows that have a gradient, on the device's current stream.
@@ -139,8 +150,16 @@ class Launches:
             skip: int32 there, 1 where nothing is to be done.
             usual: whether they neither scale nor clip, maximize or couple the decay.
         """
+        self.compile(usual)
         for launch in self._launches:
             launch(self.coefficients, skip, usual)
+
+    def compile(self, usual: bool) -> None:
+        """Compiles all that ``launch`` needs, so that it launches everything or nothing."""
+        if usual not in self._compiled:
+            for launch in self._launches:
+                launch.compile(self.coefficients, self._never, usual)
+            self._compiled.add(usual)
 
     def place(self, present: NDArray[np.bool_] | None = None, capturing: bool = False) -> None:
         """Brings the chunks up to date with the rows.
@@ -202,17 +221,17 @@ class Launches:
         self._kinds = kinds
         self.aligned = bool(kinds[:, -1].all())
         self._launches = list(_launches(kinds[of_row], self.chunks, self._step))
+        self._compiled.clear()
 
 
 def _kinds(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What rows of one launch have in common: types, AMSGrad, whether whole, and alignment."""
+    """What rows of one launch have in common: types, averages, whether whole, and alignment."""
     addresses = rows[:, _ADDRESSES].copy()
     coded = types_of(rows)[:, 2] >= CODED
     addresses[coded, native.EXP_AVG_SQ] = 0  # scales are read one by one
     aligned = (addresses % _ALIGNMENT == 0).all(1)
     whole = (rows[:, native.SIZE] <= rows[:, native.RUN]) & (rows[:, native.OFFSET] % 64 == 0)
-    amsgrad = rows[:, native.MAX_EXP_AVG_SQ] != 0
-    return np.stack([rows[:, native.TYPES], amsgrad, whole, aligned], 1).astype(np.int64)
+    return np.stack([rows[:, native.TYPES], averages_of(rows), whole, aligned], 1).astype(np.int64)
 
 
 def _launches(kinds: NDArray[np.int64], chunks: Tensor, step: Launcher) -> Iterator[Launch]:
@@ -220,10 +239,12 @@ def _launches(kinds: NDArray[np.int64], chunks: Tensor, step: Launcher) -> Itera
     changes = np.flatnonzero((kinds[1:] != kinds[:-1]).any(1)) + 1
     for first, end in pairwise([0, *changes.tolist(), len(kinds)]):
         if end > first:
-            _, amsgrad, whole, aligned = kinds[first].tolist()
-            types = types_of(kinds[first : first + 1], 0)[0, :4].tolist()
+            _, averages, whole, aligned = kinds[first].tolist()
+            types = types_of(kinds[first : first + 1], 0)[0, :5].tolist()
+            if not averages & 3:  # there is nothing to be in a format
+                types[2] = native.MOMENTS["float32"]
             alignment = _ALIGNMENT if aligned else 1
-            alike = Alike._make([*types, bool(amsgrad), bool(whole), alignment])
+            alike = Alike._make([*types, averages, bool(whole), alignment])
             yield Launch(chunks[first:end], alike, step)
 
 

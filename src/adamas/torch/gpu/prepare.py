@@ -6,21 +6,17 @@ counts or hyperparameters are on the device, the coefficients.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton.language as tl
 from torch import Tensor
 
 from ...hyper import Coefficients
+from . import sets
 from .bias import bias_correction
 from .jit import Launcher, jit, jit_with
 from .rules import COEFFICIENTS
 from .squares import rounded_sum, sum_share, total
-
-# The columns of a set of hyperparameters, of 8 bytes each. The last four are int64: addresses of
-# tensors on the device that hold the value instead, 0 for none, and which of them, in bits from the
-# lowest on, are of float64; others are of float32.
-LR, BETA1, BETA2, EPS, WEIGHT_DECAY, DECOUPLED, MAXIMIZE, IS_FLOAT64 = range(8)
-LR_AT, BETA1_AT, BETA2_AT, WIDE = range(8, 12)
-SET_COLUMNS = 12
 
 MOST_PROGRAMS = 1024
 PARTIAL_COLUMNS = 3
@@ -28,33 +24,56 @@ _WARPS = 4
 _PER_MULTIPROCESSOR = 4  # programs: enough loads under way to keep the memory busy
 _ROWS = 128
 
-_SET_COLUMNS, _PARTIAL_COLUMNS = tl.constexpr(SET_COLUMNS), tl.constexpr(PARTIAL_COLUMNS)
+_SET_COLUMNS, _PARTIAL_COLUMNS = tl.constexpr(sets.COLUMNS), tl.constexpr(PARTIAL_COLUMNS)
 _MOST_PROGRAMS, _ROW_BLOCK = tl.constexpr(MOST_PROGRAMS), tl.constexpr(_ROWS)
-_LR, _BETA1, _BETA2, _EPS = (tl.constexpr(x) for x in (LR, BETA1, BETA2, EPS))
-_WEIGHT_DECAY, _DECOUPLED = tl.constexpr(WEIGHT_DECAY), tl.constexpr(DECOUPLED)
-_MAXIMIZE, _IS_FLOAT64 = tl.constexpr(MAXIMIZE), tl.constexpr(IS_FLOAT64)
-_LR_AT, _WIDE = tl.constexpr(LR_AT), tl.constexpr(WIDE)
+_LR, _BETA1, _BETA2 = (tl.constexpr(x) for x in (sets.LR, sets.BETA1, sets.BETA2))
+_EPS, _WEIGHT_DECAY = tl.constexpr(sets.EPS), tl.constexpr(sets.WEIGHT_DECAY)
+_DECOUPLED, _MAXIMIZE = tl.constexpr(sets.DECOUPLED), tl.constexpr(sets.MAXIMIZE)
+_IS_FLOAT64, _CORRECTED = tl.constexpr(sets.IS_FLOAT64), tl.constexpr(sets.CORRECTED)
+_ONE_MINUS_BETA1 = tl.constexpr(sets.ONE_MINUS_BETA1)
+_LR_AT, _WIDE = tl.constexpr(sets.LR_AT), tl.constexpr(sets.WIDE)
 _UNSCALE = tl.constexpr(Coefficients._fields.index("unscale"))
 _CLIP = tl.constexpr(Coefficients._fields.index("clip"))
 _STEP = tl.constexpr(Coefficients._fields.index("step"))
 _SMALLEST_FLOAT32, _SMALLEST_FLOAT64 = tl.constexpr(2.0**-149), tl.constexpr(2.0**-1074)
 
 
+class Tensors(NamedTuple):
+    """What ``prepare`` reads and writes on the device."""
+
+    chunks: Tensor
+    """(chunks, 16) int64, as ``kernels.step_chunk``'s."""
+    settings: Tensor
+    """float64, the norm to clip to, not above 0 for no clipping; inf measures only."""
+    hypers: Tensor
+    """(sets, 14) float64, with the columns of ``sets``."""
+    steps: Tensor
+    """(rows,) int64, how many each row of the table has made; counted here."""
+    set_of: Tensor
+    """(rows,) int64, its set."""
+    grads: Tensor
+    """(rows,) int64, its gradient's address, 0 for none."""
+    coefficients: Tensor
+    """(rows, 13) float64, of each row with DEVICE_STEPS, those of a step to be skipped or of rows
+    without gradient meaningless. Else of sets, of which only what unscales and what clips is
+    written here."""
+    partials: Tensor
+    """(1024, 3) float64 of scratch."""
+    counter: Tensor
+    """int32 of scratch: 0 before, and after."""
+    skip: Tensor
+    """int32, set to 1 where the step is to be skipped, else 0."""
+    results: Tensor
+    """(2,) float64, the norm and what clips to it, of the last step not skipped."""
+    last: Tensor
+    """The same of the step before, for where this one is skipped."""
+    skipped: Tensor
+    """int64, how many steps were; counted here."""
+
+
 def launch(
     launcher: Launcher,
-    chunks: Tensor,
-    settings: Tensor,
-    hypers: Tensor,
-    steps: Tensor,
-    set_of: Tensor,
-    grads: Tensor,
-    coefficients: Tensor,
-    partials: Tensor,
-    counter: Tensor,
-    skip: Tensor,
-    results: Tensor,
-    last: Tensor,
-    skipped: Tensor,
+    tensors: Tensors,
     *,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
@@ -64,23 +83,11 @@ def launch(
     alignment: int = 1,
     multiprocessors: int = 132,
 ) -> None:
-    """Launches ``prepare``, whose arguments these are, on the current stream.
+    """Launches ``prepare`` on the current stream.
 
     Args:
         launcher: of ``prepare``.
-        chunks: see there, as of
-        settings: this,
-        hypers: this,
-        steps: this,
-        set_of: this,
-        grads: this,
-        coefficients: this,
-        partials: this,
-        counter: this,
-        skip: this,
-        results: this,
-        last: this,
-        skipped: and this.
+        tensors: what it reads and writes.
         grad_scale: float32, what the gradients are multiplied with; None for 1.
         found_inf: float32, not 0 where the step is to be skipped; None for 0.
         norm: measure the norm, and clip to it.
@@ -90,27 +97,11 @@ def launch(
         multiprocessors: of the device. Does not show in the results.
     """
     measure = norm or skip_nonfinite
-    work = max(len(chunks) if measure else 0, -(-len(steps) // _ROWS) if device_steps else 0)
+    chunks, rows = len(tensors.chunks), len(tensors.steps)
+    work = max(chunks if measure else 0, -(-rows // _ROWS) if device_steps else 0)
     programs = max(1, min(work, _PER_MULTIPROCESSOR * multiprocessors, MOST_PROGRAMS))
-    arguments = (
-        chunks,
-        settings,
-        settings if grad_scale is None else grad_scale,
-        settings if found_inf is None else found_inf,
-        hypers,
-        steps,
-        set_of,
-        grads,
-        coefficients,
-        partials,
-        counter,
-        skip,
-        results,
-        last,
-        skipped,
-        len(chunks),
-        len(coefficients),
-    )
+    scaler = (tensors.settings if t is None else t for t in (grad_scale, found_inf))
+    arguments = *tensors, *scaler, chunks, len(tensors.coefficients)
     scaled = grad_scale is not None, found_inf is not None
     constants = measure, skip_nonfinite, *scaled, device_steps, alignment
     launcher(programs, arguments, constants, num_warps=_WARPS)
@@ -131,8 +122,6 @@ def launch(
 def prepare(
     chunks: tl.tensor,
     settings: tl.tensor,
-    grad_scale: tl.tensor,
-    found_inf: tl.tensor,
     hypers: tl.tensor,
     steps: tl.tensor,
     set_of: tl.tensor,
@@ -144,6 +133,8 @@ def prepare(
     results: tl.tensor,
     last: tl.tensor,
     skipped: tl.tensor,
+    grad_scale: tl.tensor,
+    found_inf: tl.tensor,
     n_chunks: tl.tensor,
     n_rows: tl.tensor,
     NORM: tl.constexpr,
@@ -155,65 +146,27 @@ def prepare(
 ) -> None:
     """Finds out what the step needs. Every program does a share, the last one to be done the rest.
 
-    Args:
-        chunks: (n_chunks, 16) int64, as ``kernels.step_chunk``'s.
-        settings: float64, the norm to clip to, not above 0 for no clipping; inf measures only.
-        grad_scale: float32, what the gradients are multiplied with.
-        found_inf: float32, not 0 where the step is to be skipped.
-        hypers: (sets, 12) float64, with columns as above.
-        steps: (rows,) int64, how many each row of the table has made; counted here.
-        set_of: (rows,) int64, its set.
-        grads: (rows,) int64, its gradient's address, 0 for none.
-        coefficients: (n_rows, 13) float64, of each row with DEVICE_STEPS, those of a step to be
-            skipped or of rows without gradient meaningless. Else of sets, of which only what
-            unscales and what clips is written here.
-        partials: (1024, 3) float64 of scratch.
-        counter: int32 of scratch: 0 before, and after.
-        skip: int32, set to 1 where the step is to be skipped, else 0.
-        results: (2,) float64, the norm and what clips to it, of the last step not skipped.
-        last: the same of the step before, for where this one is skipped.
-        skipped: int64, how many steps were; counted here.
-        n_chunks: all of them.
-        n_rows: of the coefficients.
-        NORM: measure the norm.
-        SKIP_NONFINITE: skip the step where an unscaled element is not finite; with NORM.
-        HAS_SCALE: whether there is ``grad_scale``.
-        HAS_FOUND: whether there is ``found_inf``.
-        DEVICE_STEPS: count steps and find the coefficients here.
-        ALIGNMENT: of all gradients' addresses, in bytes.
+    Beside ``Tensors``, it takes the numbers of chunks and of rows of coefficients, and is compiled
+    for what ``launch`` is asked for. With SKIP_NONFINITE goes NORM, without HAS_SCALE and HAS_FOUND
+    anything stands for ``grad_scale`` and ``found_inf``.
     """
     programs = tl.num_programs(0)
-    found = tl.full((), 0, tl.int32)
-    if HAS_FOUND:
-        found = (tl.load(found_inf) != 0).to(tl.int32)
-    unscale = tl.full((), 1.0, tl.float32)
-    if HAS_SCALE:
-        unscale = (1.0 / tl.load(grad_scale).to(tl.float64)).to(tl.float32)
+    unscale, found = _scaler(grad_scale, found_inf, HAS_SCALE, HAS_FOUND)
     if found == 0:
         if DEVICE_STEPS:
             for first in range(tl.program_id(0) * _ROW_BLOCK, n_rows, programs * _ROW_BLOCK):
                 _find_coefficients(hypers, steps, set_of, grads, coefficients, first, n_rows)
         if NORM:
-            high, low, strange = sum_share(chunks, n_chunks, unscale, SKIP_NONFINITE, ALIGNMENT)
-            mine = partials + tl.program_id(0) * _PARTIAL_COLUMNS
-            tl.store(mine, high)
-            tl.store(mine + 1, low)
-            tl.store(mine + 2, strange.to(tl.float64))
+            _sum_up(chunks, n_chunks, unscale, partials, SKIP_NONFINITE, ALIGNMENT)
     # One thread has stored and one counts: the barrier makes what every thread of the program has
     # done happen before the count, which releases it to the program that counts last.
     tl.debug_barrier()
     before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
     if before == programs - 1:
         tl.store(counter, 0)
-        norm = tl.full((), 0.0, tl.float64)
-        clip = tl.full((), 1.0, tl.float64)
-        if NORM:  # noqa: SIM102 (one of a constant, one of a number)
-            if found == 0:
-                high, low, strange = _total_of_programs(partials, programs)
-                norm = tl.sqrt(rounded_sum(chunks, n_chunks, unscale, high, low))
-                clip = _clip_factor(norm, tl.load(settings))
-                if SKIP_NONFINITE:
-                    found = strange
+        found, norm, clip = _conclude(
+            chunks, n_chunks, settings, partials, programs, unscale, found, NORM, SKIP_NONFINITE
+        )
         tl.store(skip, found)
         if found != 0:
             tl.store(skipped, tl.load(skipped) + 1)
@@ -225,6 +178,65 @@ def prepare(
                 tl.store(results, norm)
                 tl.store(results + 1, clip)
             _write_factors(steps, grads, coefficients, n_rows, unscale, clip, DEVICE_STEPS)
+
+
+@jit
+def _scaler(
+    grad_scale: tl.tensor,
+    found_inf: tl.tensor,
+    HAS_SCALE: tl.constexpr,
+    HAS_FOUND: tl.constexpr,
+) -> tl.tuple:
+    """What unscales the gradients, and whether the scaler has found some that are not finite."""
+    unscale = tl.full((), 1.0, tl.float32)
+    if HAS_SCALE:
+        unscale = (1.0 / tl.load(grad_scale).to(tl.float64)).to(tl.float32)
+    found = tl.full((), 0, tl.int32)
+    if HAS_FOUND:
+        found = (tl.load(found_inf) != 0).to(tl.int32)
+    return unscale, found
+
+
+@jit
+def _sum_up(
+    chunks: tl.tensor,
+    n_chunks: tl.tensor,
+    unscale: tl.tensor,
+    partials: tl.tensor,
+    LOOK: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+) -> None:
+    """Writes down the sum of this program's share of the squares."""
+    high, low, strange = sum_share(chunks, n_chunks, unscale, LOOK, ALIGNMENT)
+    mine = partials + tl.program_id(0) * _PARTIAL_COLUMNS
+    tl.store(mine, high)
+    tl.store(mine + 1, low)
+    tl.store(mine + 2, strange.to(tl.float64))
+
+
+@jit
+def _conclude(
+    chunks: tl.tensor,
+    n_chunks: tl.tensor,
+    settings: tl.tensor,
+    partials: tl.tensor,
+    programs: tl.tensor,
+    unscale: tl.tensor,
+    found: tl.tensor,
+    NORM: tl.constexpr,
+    SKIP_NONFINITE: tl.constexpr,
+) -> tl.tuple:
+    """Whether to skip the step, the norm and what clips to it, of what all programs have found."""
+    norm = tl.full((), 0.0, tl.float64)
+    clip = tl.full((), 1.0, tl.float64)
+    if NORM:  # noqa: SIM102 (one of a constant, one of a number)
+        if found == 0:
+            high, low, strange = _total_of_programs(partials, programs)
+            norm = tl.sqrt(rounded_sum(chunks, n_chunks, unscale, high, low))
+            clip = _clip_factor(norm, tl.load(settings))
+            if SKIP_NONFINITE:
+                found = strange
+    return found, norm, clip
 
 
 @jit
@@ -279,9 +291,10 @@ def _find_coefficients(
     first: tl.tensor,
     n_rows: tl.tensor,
 ) -> None:
-    """``adamas.hyper.Hyper.coefficients`` of the next step of some rows, in float64.
+    """``adamas.hyper.Rule.coefficients`` of the next step of some rows, in float64.
 
-    But for what unscales and clips. The step rounds them to the type that it computes in.
+    But for what unscales and clips, and what the rule does not use. The step rounds them to the
+    type that it computes in.
     """
     at = first + tl.arange(0, _ROW_BLOCK)
     there = at < n_rows
@@ -296,15 +309,18 @@ def _find_coefficients(
     smallest = tl.where(is_float64, _SMALLEST_FLOAT64, _SMALLEST_FLOAT32)
     weight_decay = tl.load(of_set + _WEIGHT_DECAY, there, other=0.0)
     decoupled = tl.load(of_set + _DECOUPLED, there, other=0.0) != 0
+    corrected = tl.load(of_set + _CORRECTED, there, other=0.0) != 0
+    after_first = tl.load(of_set + _ONE_MINUS_BETA1, there, other=0.0)
+    one_minus_beta1 = tl.where(step == 1, 1.0, after_first)
 
     betas = tl.join(beta1, beta2)
     correction1, correction2 = tl.split(bias_correction(betas, tl.join(step, step)))
     row = coefficients + at * COEFFICIENTS
     tl.store(row, beta1, there)
-    tl.store(row + 1, 1.0 - beta1, there)
+    tl.store(row + 1, tl.where(corrected, 1.0 - beta1, one_minus_beta1), there)
     tl.store(row + 2, beta2, there)
     tl.store(row + 3, 1.0 - beta2, there)
-    tl.store(row + 4, lr / correction1, there)
+    tl.store(row + 4, tl.where(corrected, lr / correction1, lr), there)
     tl.store(row + 5, 1.0 / tl.sqrt(correction2), there)
     tl.store(row + 6, tl.where(eps > smallest, eps, smallest), there)
     tl.store(row + 7, tl.where(decoupled, lr * weight_decay, 0.0), there)

@@ -24,3 +24,17 @@ def bytes_of_groups(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     scales = moments >= CODED
     columns = [64 * _SIZES[param], 64 * _SIZES[grad], 64 * one, np.where(scales, 6, 64 * one)]
     return np.stack([*columns, 64 * compute, 8 * master.astype(np.int64)], 1)
+
+
+def averages_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of its rule's three averages each row has, in bits from the lowest on.
+
+    Words and scales lie in the place of the first two, whichever of them the rule has.
+    """
+    rule = types_of(rows)[:, 4]
+    m, v, w = (rows[:, native.EXP_AVG + i] != 0 for i in range(3))
+    coded = types_of(rows)[:, 2] >= CODED
+    m &= ~(coded & (rule == native.RULES["rmsprop"]))
+    v &= rule != native.RULES["sgd"]
+    found: NDArray[np.int64] = m + 2 * v + 4 * w
+    return found

@@ -10,13 +10,11 @@ from __future__ import annotations
 import triton.language as tl
 
 from ... import native
-from . import codecs
+from .elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, STORED, load, number, pointer
 from .jit import jit
 from .kernels import COLUMNS, GRAD_DTYPE
 
 _GRAD, _SIZE = tl.constexpr(native.GRAD), tl.constexpr(native.SIZE)
-_FLOAT32, _FLOAT64, _BFLOAT16, _FLOAT16 = (tl.constexpr(x) for x in native.DTYPES.values())
-_STORED = tl.constexpr((tl.float32, tl.float64, tl.uint16, tl.float16))
 
 _LANES = tl.constexpr(512)  # sums that a program keeps, each in two float64
 _ADDENDS = tl.constexpr(8)  # squares that are added up before such a sum gets them
@@ -60,21 +58,21 @@ def sum_share(
     for chunk in range(tl.program_id(0), n_chunks, tl.num_programs(0)):
         grad, size, dtype = _chunk(chunks, chunk)
         whole = size // block * block
-        if dtype == _FLOAT32:
+        if dtype == FLOAT32:
             high, low, strange = _add_blocks(
-                high, low, strange, grad, whole, unscale, LOOK, _FLOAT32, ALIGNMENT
+                high, low, strange, grad, whole, unscale, LOOK, FLOAT32, ALIGNMENT
             )
-        elif dtype == _BFLOAT16:
+        elif dtype == BFLOAT16:
             high, low, strange = _add_blocks(
-                high, low, strange, grad, whole, unscale, LOOK, _BFLOAT16, ALIGNMENT
+                high, low, strange, grad, whole, unscale, LOOK, BFLOAT16, ALIGNMENT
             )
-        elif dtype == _FLOAT16:
+        elif dtype == FLOAT16:
             high, low, strange = _add_blocks(
-                high, low, strange, grad, whole, unscale, LOOK, _FLOAT16, ALIGNMENT
+                high, low, strange, grad, whole, unscale, LOOK, FLOAT16, ALIGNMENT
             )
         else:
             high, low, strange = _add_blocks(
-                high, low, strange, grad, whole, unscale, LOOK, _FLOAT64, ALIGNMENT
+                high, low, strange, grad, whole, unscale, LOOK, FLOAT64, ALIGNMENT
             )
         for start in range(whole, size, _LANES):
             x = _read_tail(grad, dtype, start, size, unscale)
@@ -107,8 +105,7 @@ def _add_blocks(
     ALIGNMENT: tl.constexpr,
 ) -> tl.tuple:
     """Adds whole blocks of a chunk to the sums."""
-    pointers = tl.multiple_of(grad.to(tl.pointer_type(_STORED[DTYPE])), ALIGNMENT)
-    pointers += tl.arange(0, _LANES)
+    pointers = pointer(grad, STORED[DTYPE], ALIGNMENT) + tl.arange(0, _LANES)
     for start in range(0, size, _LANES * _ADDENDS):
         squares, witness = _add_up(pointers + start, unscale, DTYPE, _ADDENDS)
         high, low, strange = _add(high, low, strange, squares, witness, LOOK)
@@ -124,7 +121,7 @@ def _add_up(
         x = _scaled(tl.load(pointers), unscale, DTYPE)
         square = x * x
         # That of a float64 may overflow; zero times it is zero or NaN.
-        return square, (x * 0.0 if DTYPE == _FLOAT64 else square)
+        return square, (x * 0.0 if DTYPE == FLOAT64 else square)
     else:
         half: tl.constexpr = COUNT // 2
         left, left_witness = _add_up(pointers, unscale, DTYPE, half)
@@ -150,12 +147,17 @@ def _add(
 @jit
 def _scaled(stored: tl.tensor, unscale: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """Unscaled elements, as float64."""
-    if DTYPE == _FLOAT64:
+    if DTYPE == FLOAT64:
         return stored * unscale.to(tl.float64)
-    elif DTYPE == _BFLOAT16:
-        return (codecs.from_bfloat16(stored) * unscale).to(tl.float64)
     else:
-        return (stored.to(tl.float32) * unscale).to(tl.float64)
+        return (number(stored, DTYPE) * unscale).to(tl.float64)
+
+
+@jit
+def _read(
+    grad: tl.tensor, at: tl.tensor, inside: tl.tensor, unscale: tl.tensor, DTYPE: tl.constexpr
+) -> tl.tensor:
+    return _scaled(load(pointer(grad, STORED[DTYPE], 1) + at, inside), unscale, DTYPE)
 
 
 @jit
@@ -166,21 +168,16 @@ def _read_tail(
     at = start + tl.arange(0, _LANES)
     inside = at < size
     x = tl.zeros((_LANES,), tl.float64)
-    if dtype == _FLOAT32:
-        x = _scaled(_load(grad, at, inside, _FLOAT32), unscale, _FLOAT32)
-    elif dtype == _BFLOAT16:
-        x = _scaled(_load(grad, at, inside, _BFLOAT16), unscale, _BFLOAT16)
-    elif dtype == _FLOAT16:
-        x = _scaled(_load(grad, at, inside, _FLOAT16), unscale, _FLOAT16)
+    if dtype == FLOAT32:
+        x = _read(grad, at, inside, unscale, FLOAT32)
+    elif dtype == BFLOAT16:
+        x = _read(grad, at, inside, unscale, BFLOAT16)
+    elif dtype == FLOAT16:
+        x = _read(grad, at, inside, unscale, FLOAT16)
     else:
-        x = _scaled(_load(grad, at, inside, _FLOAT64), unscale, _FLOAT64)
+        x = _read(grad, at, inside, unscale, FLOAT64)
     # Also where a scale that is not finite has made NaN of them.
     return tl.where(inside, x, 0.0)
-
-
-@jit
-def _load(address: tl.tensor, at: tl.tensor, inside: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
-    return tl.load(address.to(tl.pointer_type(_STORED[DTYPE])) + at, inside, other=0)
 
 
 @jit
