@@ -1,0 +1,360 @@
+"""Figures of a race: losses, steps, learning rates and paths; and of two claims of the theory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite, log10
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from .arenas import SurfaceArena, Values, marks
+from .page import Figure, axis, layout, theme
+from .race import Race, Result, quartiles
+from .racers import Racer
+from .surfaces import Surface
+from .theory import SCALES, STEEPNESS, advances, scaled_updates
+
+MOST_STARTS = 5  # of a surface, that are shown
+_MOST_FRAMES, _ALL_FRAMES = 110, 900  # of a path, of one racer and of all
+_MOST_POINTS, _ALL_POINTS = 64, 600  # of a curve, likewise
+_GRID = 61  # of a surface, each way
+_ROOM = 0.4  # of a surface's box, beside it, for paths that leave it
+_LEAST = 1e-12  # of the loss at the start; less is drawn as that
+_DASHES = {"float32": "solid", "bfloat16": "dashdot", "int8": "dash", "int4": "dot"}
+
+
+def colour(racer: Racer) -> str:
+    """The name of a racer's colour: that of its rule."""
+    return f"rule-{racer.rule.name}"
+
+
+def stroke(racer: Racer) -> Figure:
+    """A racer's line: the format of its moments is in the dashes."""
+    width, dash = (2.25, _DASHES[racer.moments]) if not racer.theirs else (1.5, "longdashdot")
+    return {"color": theme(colour(racer)), "width": width, "dash": dash}
+
+
+def race_figures(race: Race) -> dict[str, Figure]:
+    """The figures of an arena, by the names of their places."""
+    figures = {
+        "loss": _losses(race, "steps"),
+        "seconds": _losses(race, "seconds"),
+        "updates": _updates(race),
+        "sweep": _sweep(race),
+    }
+    if isinstance(race.arena, SurfaceArena):
+        figures["path"] = _path(race, race.arena.surface)
+    return figures
+
+
+def frames(race: Race) -> list[int]:
+    """The places of the measurements that a path shows: fewer of each racer where many race."""
+    return _places(race, _MOST_FRAMES, _ALL_FRAMES)
+
+
+def _points(race: Race) -> list[int]:
+    return _places(race, _MOST_POINTS, _ALL_POINTS)
+
+
+def _places(race: Race, most: int, of_all: int) -> list[int]:
+    count = len(race.results[0].runs.at)
+    some = marks(count - 1, min(most, max(of_all // len(race.results), 20)))
+    return [int(place) for place in some]
+
+
+def paths(race: Race) -> list[list[list[list[float]]]]:
+    """Where each racer was from each start: x and y of each frame."""
+    some = frames(race)
+    return [
+        [[_short(path[some, k]) for k in (0, 1)] for path in result.runs.paths[0][:MOST_STARTS]]
+        for result in race.results
+        if result.runs.paths is not None
+    ]
+
+
+def _short(values: ArrayLike, digits: int = 4) -> list[float]:
+    """Values in few characters; what is not finite is null in the page."""
+    rounded = [float(f"{value:.{digits}g}") for value in np.asarray(values, dtype=float).tolist()]
+    return [int(value) if value.is_integer() else value for value in rounded]
+
+
+def _losses(race: Race, against: str) -> Figure:
+    """The median of the seeds and their middle half, over steps or seconds."""
+    some = _points(race)
+    start = float(np.median(race.results[0].losses[:, 0]))
+    traces: list[Figure] = []
+    for index, result in enumerate(race.results):
+        low, median, high = quartiles(np.maximum(result.losses[:, some], _LEAST * start).T).copy()
+        x = _short(result.runs.at[some] if against == "steps" else _seconds(result, some))
+        shared: Figure = {"type": "scatter", "mode": "lines", "x": x, "meta": index}
+        none = {"line": {"width": 0, "color": theme(colour(result.racer), 0)}, "hoverinfo": "skip"}
+        fill = {"fill": "tonexty", "fillcolor": theme(colour(result.racer), 0.14)}
+        traces += [
+            {**shared, **none, "y": _short(low)},
+            {**shared, **none, **fill, "y": _short(high)},
+            {
+                **shared,
+                "y": _short(median),
+                "line": stroke(result.racer),
+                "hovertemplate": f"{result.racer.name} %{{y:.3~g}}<extra></extra>",
+            },
+        ]
+    values = [y for trace in traces for y in trace["y"] if isfinite(y)]
+    # Drawn as one line over all, it is not to be taken for a racer's.
+    target = {
+        **{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": race.target, "y1": race.target},
+        "line": {"color": theme("muted"), "width": 1.5, "dash": "dot"},
+    }
+    # What leaves for good shall not flatten the others.
+    top = max(2 * start, min(values))
+    y_axis = _logarithmic([value for value in values if value <= top], "loss")
+    name = "step" if against == "steps" else "seconds"
+    hover = {"text": f"{name} %{{x}}"}
+    return {
+        "data": traces,
+        "layout": layout(
+            320,
+            hovermode="x unified" if against == "steps" else "closest",
+            hoverdistance=-1 if against == "steps" else 30,
+            shapes=[target],
+            xaxis=axis(
+                name,
+                showgrid=False,
+                tickformat="~s" if against == "steps" else "~g",
+                rangemode="tozero",
+                unifiedhovertitle=hover,
+                nticks=7,
+            ),
+            yaxis=y_axis,
+        ),
+        "aspect": 0.85,
+    }
+
+
+def _seconds(result: Result, some: Sequence[int]) -> Values:
+    """The median of the seeds, with room for those that were not reached."""
+    found: Values = np.nanmedian(result.runs.seconds[0], axis=0)[some]
+    return found
+
+
+def _logarithmic(values: Sequence[float], title: str) -> Figure:
+    """An axis for positive values: logarithmic, unless they are within a decade or so."""
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    if high < 20 * low:
+        room = 0.05 * (high - low) or 0.05 * high
+        return axis(title, tickformat="~g", range=[low - room, high + room])
+    room = 0.04 * log10(high / low)
+    decades = log10(high / low)
+    return axis(
+        title,
+        type="log",
+        range=[log10(low) - room, log10(high) + room],
+        exponentformat="power",
+        dtick=1 if decades < 7 else 2 if decades < 14 else 4,
+    )
+
+
+def _updates(race: Race) -> Figure:
+    """The root mean square of an update over its learning rate, the median of the seeds."""
+    some = _points(race)[1:]
+    traces: list[Figure] = []
+    for index, result in enumerate(race.results):
+        moved = quartiles(result.runs.updates[0][:, some].T)[1]
+        y = [value if value > 0 else float("nan") for value in _short(moved)]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "meta": index,
+                "x": _short(result.runs.at[some]),
+                "y": y,
+                "line": stroke(result.racer),
+                "hovertemplate": f"{result.racer.name} %{{y:.3~g}}<extra></extra>",
+            }
+        )
+    values = [y for trace in traces for y in trace["y"] if isfinite(y)]
+    seen = [value for value in values if value >= 1e-8 * max(values)]
+    return {
+        "data": traces,
+        "layout": layout(
+            320,
+            hovermode="x unified",
+            hoverdistance=-1,
+            xaxis=axis(
+                "step",
+                showgrid=False,
+                rangemode="tozero",
+                nticks=7,
+                unifiedhovertitle={"text": "step %{x}"},
+            ),
+            yaxis=_logarithmic(seen, "update / lr"),
+        ),
+        "aspect": 0.85,
+    }
+
+
+def _sweep(race: Race) -> Figure:
+    """The median final loss over the learning rate; the best of each racer is filled."""
+    start = float(np.median(race.results[0].losses[:, 0]))
+    traces: list[Figure] = []
+    for index, result in enumerate(race.results):
+        y = [
+            max(loss, _LEAST * start) if loss <= 3 * start else float("nan")
+            for loss in result.swept
+        ]
+        best = [lr == result.lr for lr in result.lrs]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "meta": index,
+                "x": result.lrs,
+                "y": _short(np.array(y)),
+                "line": {**stroke(result.racer), "width": 1.5},
+                "marker": {
+                    "size": [11 if this else 5 for this in best],
+                    "color": theme(colour(result.racer)),
+                    "line": {"color": theme("card"), "width": 1},
+                },
+                "hovertemplate": f"{result.racer.name}, lr %{{x:.2~g}}<br>"
+                "loss %{y:.3~g}<extra></extra>",
+            }
+        )
+    values = [y for trace in traces for y in trace["y"] if isfinite(y)]
+    return {
+        "data": traces,
+        "layout": layout(
+            320,
+            hovermode="closest",
+            xaxis=axis(
+                "learning rate", type="log", dtick=1, exponentformat="power", showgrid=False
+            ),
+            yaxis=_logarithmic(values, "final loss"),
+        ),
+        "aspect": 0.85,
+    }
+
+
+def _path(race: Race, surface: Surface) -> Figure:
+    """A surface's contours, with a line and a dot for each racer, which the page moves."""
+    view = _view(race, surface)
+    ends = [np.linspace(*pair, _GRID) for pair in view]
+    x, y = torch.meshgrid(*map(torch.from_numpy, ends), indexing="xy")
+    losses = surface.loss(x, y).numpy()
+    # A floor, as a grid cannot tell how deep a narrow valley is.
+    heights = np.log10(losses + 0.01 * np.median(losses))
+    contours = {
+        "type": "contour",
+        **{"x": _short(ends[0]), "y": _short(ends[1])},
+        "z": [_short(row, 3) for row in heights],
+        "colorscale": [[0, theme("hollow")], [1, theme("card")]],
+        "ncontours": 24,
+        "line": {"color": theme("peer"), "width": 0.4},
+        "showscale": False,
+        "hoverinfo": "skip",
+    }
+    minima = {
+        **{"type": "scatter", "mode": "markers"},
+        **{"x": [place[0] for place in surface.minima], "y": [p[1] for p in surface.minima]},
+        "marker": {"symbol": "x-thin", "size": 9, "line": {"color": theme("text"), "width": 2}},
+        "hovertemplate": "minimum<extra></extra>",
+    }
+    traces = [contours, minima]
+    for index, result in enumerate(race.results):
+        shared = {"type": "scatter", "x": [], "y": [], "meta": index}
+        name = f"{result.racer.name}<extra></extra>"
+        head = {
+            **{"size": 11, "color": theme(colour(result.racer))},
+            "line": {"color": theme("card"), "width": 1.5},
+        }
+        traces += [
+            {**shared, "mode": "lines", "line": stroke(result.racer), "hovertemplate": name},
+            {**shared, "mode": "markers", "marker": head, "hovertemplate": name},
+        ]
+    return {
+        "data": traces,
+        "layout": layout(
+            460,
+            hovermode="closest",
+            xaxis=axis(range=list(view[0]), showgrid=False, nticks=6),
+            yaxis=axis(range=list(view[1]), showgrid=False, nticks=6),
+        ),
+        "aspect": 0.9,
+    }
+
+
+def _view(race: Race, surface: Surface) -> list[tuple[float, float]]:
+    """The ends of x and y: the surface's box, and more where paths that are shown leave it."""
+    found = [
+        result.runs.paths[0][:MOST_STARTS]
+        for result in race.results
+        if result.runs.paths is not None
+    ]
+    places = np.concatenate(found).reshape(-1, 2)
+    view = []
+    for (low, high), values in zip(surface.box, places.T, strict=True):
+        most = _ROOM * (high - low)
+        far = values[np.abs(values - (low + high) / 2) < most + (high - low) / 2]
+        view.append((float(min(low, far.min())), float(max(high, far.max()))))
+    return view
+
+
+def scale_figure() -> Figure:
+    """The size of an update over the loss's scale, on the same gradients."""
+    lines: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("sgd", "gradient descent", "solid", {}),
+        ("rmsprop", "RMSProp", "solid", {}),
+        ("adam", "Adam, eps 1e-8", "solid", {}),
+        ("adam", "Adam, eps 1e-3", "dot", {"eps": 1e-3}),
+    ]
+    traces = [
+        {
+            **{"type": "scatter", "mode": "lines+markers", "x": list(SCALES)},
+            "y": _short(scaled_updates(rule, **settings), 6),
+            "line": {"color": theme(f"rule-{rule}"), "dash": dash, "width": 2.25},
+            "marker": {"size": 5},
+            "hovertemplate": f"{name}<br>loss times %{{x}}, update times %{{y:.4~g}}"
+            "<extra></extra>",
+        }
+        for rule, name, dash, settings in lines
+    ]
+    power = {"type": "log", "dtick": 2, "exponentformat": "power"}
+    return {
+        "data": traces,
+        "layout": layout(
+            330,
+            hovermode="closest",
+            xaxis=axis("loss times", showgrid=False, **power),
+            yaxis=axis("update times", **power),
+        ),
+        "aspect": 0.85,
+    }
+
+
+def advance_figure(rule: str, lr: float) -> Figure:
+    """What is left of two numbers' ways over the steps."""
+    left = advances(rule, lr)
+    traces = [
+        {
+            **{"type": "scatter", "mode": "lines", "y": _short(100 * left[:, k])},
+            "line": {"color": theme(colour), "dash": dash, "width": width},
+            "hovertemplate": f"{name}<br>step %{{x}}: %{{y:.3~g}} % left<extra></extra>",
+        }
+        for k, name, colour, dash, width in (
+            (0, "gradients of 1", "accent", "solid", 4),
+            (1, f"gradients of {STEEPNESS:,.0f}", "rival", "dash", 2),
+        )
+    ]
+    return {
+        "data": traces,
+        "layout": layout(
+            260,
+            hovermode="closest",
+            xaxis=axis("step", showgrid=False, nticks=6),
+            yaxis=axis("% of the way left", range=[-4, 104]),
+        ),
+        "aspect": 0.8,
+    }
