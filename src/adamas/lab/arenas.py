@@ -25,8 +25,8 @@ Values = NDArray[np.float64]
 Tick = Callable[[int], None]
 """Takes notice of steps; may raise, to stop."""
 
-_MOST_MARKS = 36  # measurements of a training, each over many rows
-_MOST_ROWS = 2048
+_MOST_MARKS = 25  # measurements of a training, each over many rows
+_MOST_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ class Arena(Protocol):
         """Seeds that a sweep is on; all without."""
 
     @property
+    def score_name(self) -> str | None:
+        """What the score on validation rows is called, where there is one."""
+
+    @property
     def near(self) -> float:
         """The share of the way from the start to the lowest loss that is left at the target."""
 
@@ -101,6 +105,7 @@ class SurfaceArena:
     per_decade: int = 4
     sweep_seeds: int | None = None
     near: float = 1e-3
+    score_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -118,6 +123,10 @@ class SurfaceArena:
 
     def run(self, racer: Racer, lrs: Sequence[float], seeds: int, tick: Tick) -> Runs:
         """Runs a racer from starting points."""
+        with threads(1):  # so few numbers gain nothing from a second one
+            return self._run(racer, lrs, seeds, tick)
+
+    def _run(self, racer: Racer, lrs: Sequence[float], seeds: int, tick: Tick) -> Runs:
         points = self.surface.starts(seeds).float().repeat(len(lrs), 1, 1)
         gradients = torch.zeros_like(points)
         groups = []
@@ -168,7 +177,7 @@ class TaskArena:
     task: Task
     options: Options
     data: Dataset
-    ends: tuple[float, float] = (3.2e-4, 3.2)
+    ends: tuple[float, float] = (1e-3, 3.2)
     per_decade: int = 2
     sweep_seeds: int | None = 1
     near: float = 1e-2
@@ -185,6 +194,11 @@ class TaskArena:
     def name(self) -> str:
         """The data's."""
         return self.task.name
+
+    @property
+    def score_name(self) -> str:
+        """The target's."""
+        return self.task.target.score_name
 
     @property
     def about(self) -> str:

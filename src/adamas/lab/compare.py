@@ -16,10 +16,11 @@ from .. import __version__
 from ..text import aligned
 from . import TrainingError, UserError
 from .arenas import Arena, SurfaceArena, TaskArena
-from .comparepage import cells, compare_page
+from .comparepage import compare_page, ranked
 from .data import DIGITS
 from .files import write_text
 from .folder import make_folder, next_folder
+from .names import typed
 from .objective import find_task
 from .progress import Live
 from .race import Race, race, rates
@@ -28,13 +29,12 @@ from .run import prepare, stop_signals
 from .space import parse_space
 from .surfaces import SURFACES
 
-SURFACE_STEPS = 400
+SURFACE_STEPS = 300
 TASK_STEPS = 200
 SEEDS = 5
 FORMAT = "adamas compare 1"
 _MOST_SEEDS = 100
 _MOST_STEPS = 100_000
-_HEADERS = ("", "best lr", "final loss", "middle half", "steps", "seconds")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def prepare_comparison(
     Args:
         names: surfaces, "digits" and CSV files; all surfaces and the digits without.
         given: options of trainings, by the names of ``Options``.
-        what: ``target_name``, ``kind`` and ``drop`` of CSV files.
+        what: ``target``, ``kind`` and ``drop`` of CSV files.
         racers: who races.
         lr: LOW,HIGH, or one number.
         steps: of each run.
@@ -118,19 +118,27 @@ def prepare_comparison(
     ends = None if lr is None else parse_space({"lr": lr}).ranges["lr"]
     arenas: dict[str, Arena] = {}
     notices: list[str] = []
-    tabular = False
-    for name in names or [*SURFACES, DIGITS]:
+    others = dict(what)  # not used yet
+    for name in dict.fromkeys(names or [*SURFACES, DIGITS]):
         if name in SURFACES:
             arenas[name] = SurfaceArena(SURFACES[name], steps or SURFACE_STEPS)
             continue
         path = find_task(name, list(SURFACES))
-        tabular = tabular or path is not None
-        prepared = prepare(path, given, **(what if path else {}))
-        notices += prepared.notices if path else ()
-        arena = TaskArena.of(prepared, steps or TASK_STEPS)
-        arenas[arena.name] = arena
-    if what and not tabular:
-        raise UserError(f"--{next(iter(what)).partition('_')[0]} is of a CSV file: give its path")
+        if path is None:
+            prepared = prepare(path, given)
+        else:
+            columns = what.get("target"), what.get("kind"), what.get("drop", ())
+            prepared = prepare(path, given, *columns)
+            notices += prepared.notices
+            others.clear()
+        if prepared.task.name in arenas:
+            raise UserError(
+                f"two arenas are called {prepared.task.name!r}: rename one of the files, or leave "
+                "one out"
+            )
+        arenas[prepared.task.name] = TaskArena.of(prepared, steps or TASK_STEPS)
+    if others:
+        raise UserError(f"{typed(next(iter(others)))} is of a CSV file: give its path, too")
     return Comparison(tuple(arenas.values()), tuple(racers), ends, seeds or SEEDS, tuple(notices))
 
 
@@ -213,9 +221,8 @@ def compare(comparison: Comparison, out: Path | None) -> int:
 
 
 def _table(race: Race) -> str:
-    rows = [_HEADERS, *(cells(race, result) for result in race.ranking)]
-    name = race.arena.name
-    return f"{name}, steps and seconds to a loss of {race.target:.3g}\n{aligned(rows)}"
+    about = f"{race.arena.name}, steps and seconds to a loss of {race.target:.3g}"
+    return f"{about}\n{aligned(ranked(race))}"
 
 
 class _Folder:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, log10
+from math import ceil, isfinite, log10
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from .arenas import SurfaceArena, Values, marks
+from .arenas import SurfaceArena, marks
 from .page import Figure, axis, layout, theme
 from .race import Race, Result, quartiles
 from .racers import Racer
@@ -18,9 +18,10 @@ from .surfaces import Surface
 from .theory import SCALES, STEEPNESS, advances, scaled_updates
 
 MOST_STARTS = 5  # of a surface, that are shown
-_MOST_FRAMES, _ALL_FRAMES = 110, 900  # of a path, of one racer and of all
-_MOST_POINTS, _ALL_POINTS = 64, 600  # of a curve, likewise
+_MOST_FRAMES, _ALL_FRAMES = 110, 720  # of a path, of one racer and of all
+_MOST_POINTS, _ALL_POINTS = 64, 480  # of a curve, likewise
 _GRID = 61  # of a surface, each way
+_STILL = 1e-8  # of the largest update; less is not seen
 _ROOM = 0.4  # of a surface's box, beside it, for paths that leave it
 _LEAST = 1e-12  # of the loss at the start; less is drawn as that
 _DASHES = {"float32": "solid", "bfloat16": "dashdot", "int8": "dash", "int4": "dot"}
@@ -39,9 +40,11 @@ def stroke(racer: Racer) -> Figure:
 
 def race_figures(race: Race) -> dict[str, Figure]:
     """The figures of an arena, by the names of their places."""
+    steps = [result.runs.at for result in race.results]
+    seconds = [quartiles(result.runs.seconds[0].T)[1] for result in race.results]
     figures = {
-        "loss": _losses(race, "steps"),
-        "seconds": _losses(race, "seconds"),
+        "loss": _losses(race, "step", steps),
+        "seconds": _losses(race, "seconds", seconds),
         "updates": _updates(race),
         "sweep": _sweep(race),
     }
@@ -78,164 +81,120 @@ def paths(race: Race) -> list[list[list[list[float]]]]:
 def _short(values: ArrayLike, digits: int = 4) -> list[float]:
     """Values in few characters; what is not finite is null in the page."""
     rounded = [float(f"{value:.{digits}g}") for value in np.asarray(values, dtype=float).tolist()]
-    return [int(value) if value.is_integer() else value for value in rounded]
+    return [int(value) if abs(value) < 1e9 and value.is_integer() else value for value in rounded]
 
 
-def _losses(race: Race, against: str) -> Figure:
+def _losses(race: Race, against: str, places: Sequence[ArrayLike]) -> Figure:
     """The median of the seeds and their middle half, over steps or seconds."""
     some = _points(race)
-    start = float(np.median(race.results[0].losses[:, 0]))
+    start = _start(race)
     traces: list[Figure] = []
-    for index, result in enumerate(race.results):
-        low, median, high = quartiles(np.maximum(result.losses[:, some], _LEAST * start).T).copy()
-        x = _short(result.runs.at[some] if against == "steps" else _seconds(result, some))
-        shared: Figure = {"type": "scatter", "mode": "lines", "x": x, "meta": index}
-        none = {"line": {"width": 0, "color": theme(colour(result.racer), 0)}, "hoverinfo": "skip"}
-        fill = {"fill": "tonexty", "fillcolor": theme(colour(result.racer), 0.14)}
+    for index, (result, all_x) in enumerate(zip(race.results, places, strict=True)):
+        low, median, high = quartiles(np.maximum(result.losses[:, some], _LEAST * start).T)
+        clear = theme(colour(result.racer), 0)
+        hidden: Figure = {"line": {"width": 0, "color": clear}, "hoverinfo": "skip"}
+        fill: Figure = {"fill": "tonexty", "fillcolor": theme(colour(result.racer), 0.14)}
+        x = np.asarray(all_x)[some]
         traces += [
-            {**shared, **none, "y": _short(low)},
-            {**shared, **none, **fill, "y": _short(high)},
-            {
-                **shared,
-                "y": _short(median),
-                "line": stroke(result.racer),
-                "hovertemplate": f"{result.racer.name} %{{y:.3~g}}<extra></extra>",
-            },
+            _line(index, x, low, **hidden),
+            _line(index, x, high, **hidden, **fill),
+            _line(index, x, median, result),
         ]
-    values = [y for trace in traces for y in trace["y"] if isfinite(y)]
-    # Drawn as one line over all, it is not to be taken for a racer's.
+    # What leaves for good shall not flatten the others.
+    seen = [y for y in _values(traces) if y <= 2 * start]
     target = {
         **{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": race.target, "y1": race.target},
         "line": {"color": theme("muted"), "width": 1.5, "dash": "dot"},
     }
-    # What leaves for good shall not flatten the others.
-    top = max(2 * start, min(values))
-    y_axis = _logarithmic([value for value in values if value <= top], "loss")
-    name = "step" if against == "steps" else "seconds"
-    hover = {"text": f"{name} %{{x}}"}
-    return {
-        "data": traces,
-        "layout": layout(
-            320,
-            hovermode="x unified" if against == "steps" else "closest",
-            hoverdistance=-1 if against == "steps" else 30,
-            shapes=[target],
-            xaxis=axis(
-                name,
-                showgrid=False,
-                tickformat="~s" if against == "steps" else "~g",
-                rangemode="tozero",
-                unifiedhovertitle=hover,
-                nticks=7,
-            ),
-            yaxis=y_axis,
-        ),
-        "aspect": 0.85,
-    }
+    figure = _panel(traces, _over(against), _logarithmic(seen, "loss"))
+    figure["layout"]["shapes"] = [target] if race.target > 0 else []
+    if against == "seconds":  # each racer has its own
+        figure["layout"].update(hovermode="closest", hoverdistance=30)
+    return figure
 
 
-def _seconds(result: Result, some: Sequence[int]) -> Values:
-    """The median of the seeds, with room for those that were not reached."""
-    found: Values = np.nanmedian(result.runs.seconds[0], axis=0)[some]
-    return found
+def _start(race: Race) -> float:
+    """The median loss at the start."""
+    return float(np.median(race.results[0].losses[:, 0]))
+
+
+def _line(
+    index: int, x: ArrayLike, y: ArrayLike, result: Result | None = None, **more: Any
+) -> Figure:
+    """A curve of a racer; of its results, it has their colour and says whose it is."""
+    line: Figure = {"type": "scatter", "mode": "lines", "meta": index}
+    if result is not None:
+        line["line"] = stroke(result.racer)
+        line["hovertemplate"] = f"{result.racer.name} %{{y:.3~g}}<extra></extra>"
+    return {**line, "x": _short(x), "y": _short(y), **more}
+
+
+def _values(traces: Sequence[Figure]) -> list[float]:
+    """What is drawn, from bottom to top."""
+    return [y for trace in traces for y in trace["y"] if isfinite(y)]
+
+
+def _over(name: str) -> Figure:
+    return axis(
+        name,
+        showgrid=False,
+        tickformat="~g",
+        rangemode="tozero",
+        nticks=7,
+        unifiedhovertitle={"text": f"{name} %{{x}}"},
+    )
+
+
+def _panel(traces: list[Figure], x: Figure, y: Figure) -> Figure:
+    """One of the figures side by side."""
+    shape = layout(320, hovermode="x unified", hoverdistance=-1, xaxis=x, yaxis=y)
+    return {"data": traces, "layout": shape, "aspect": 0.85}
 
 
 def _logarithmic(values: Sequence[float], title: str) -> Figure:
-    """An axis for positive values: logarithmic, unless they are within a decade or so."""
-    low, high = min(values, default=1.0), max(values, default=1.0)
-    if high < 20 * low:
-        room = 0.05 * (high - low) or 0.05 * high
-        return axis(title, tickformat="~g", range=[low - room, high + room])
-    room = 0.04 * log10(high / low)
-    decades = log10(high / low)
-    return axis(
-        title,
-        type="log",
-        range=[log10(low) - room, log10(high) + room],
-        exponentformat="power",
-        dtick=1 if decades < 7 else 2 if decades < 14 else 4,
-    )
+    """A logarithmic axis for positive values."""
+    low, high = log10(min(values, default=1.0)), log10(max(values, default=1.0))
+    room = 0.04 * (high - low) or 0.05
+    decades = high - low
+    if decades < 2:  # labels at 1, 2, 5, 10
+        ticks: Figure = {"tickformat": "~g", "dtick": "D2" if decades > 0.2 else "D1"}
+    else:
+        ticks = {"exponentformat": "power", "dtick": ceil(decades / 7)}
+    return axis(title, type="log", range=[low - room, high + room], **ticks)
 
 
 def _updates(race: Race) -> Figure:
     """The root mean square of an update over its learning rate, the median of the seeds."""
     some = _points(race)[1:]
-    traces: list[Figure] = []
+    traces = []
     for index, result in enumerate(race.results):
         moved = quartiles(result.runs.updates[0][:, some].T)[1]
-        y = [value if value > 0 else float("nan") for value in _short(moved)]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "meta": index,
-                "x": _short(result.runs.at[some]),
-                "y": y,
-                "line": stroke(result.racer),
-                "hovertemplate": f"{result.racer.name} %{{y:.3~g}}<extra></extra>",
-            }
-        )
-    values = [y for trace in traces for y in trace["y"] if isfinite(y)]
-    seen = [value for value in values if value >= 1e-8 * max(values)]
-    return {
-        "data": traces,
-        "layout": layout(
-            320,
-            hovermode="x unified",
-            hoverdistance=-1,
-            xaxis=axis(
-                "step",
-                showgrid=False,
-                rangemode="tozero",
-                nticks=7,
-                unifiedhovertitle={"text": "step %{x}"},
-            ),
-            yaxis=_logarithmic(seen, "update / lr"),
-        ),
-        "aspect": 0.85,
-    }
+        y = np.where(moved > 0, moved, np.nan)
+        traces.append(_line(index, result.runs.at[some], y, result))
+    values = _values(traces)
+    seen = [value for value in values if value >= _STILL * max(values)]
+    return _panel(traces, _over("step"), _logarithmic(seen, "update / lr"))
 
 
 def _sweep(race: Race) -> Figure:
-    """The median final loss over the learning rate; the best of each racer is filled."""
-    start = float(np.median(race.results[0].losses[:, 0]))
-    traces: list[Figure] = []
+    """The median final loss over the learning rate; the best of each racer is larger."""
+    start = _start(race)
+    traces = []
     for index, result in enumerate(race.results):
-        y = [
-            max(loss, _LEAST * start) if loss <= 3 * start else float("nan")
-            for loss in result.swept
-        ]
-        best = [lr == result.lr for lr in result.lrs]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "meta": index,
-                "x": result.lrs,
-                "y": _short(np.array(y)),
-                "line": {**stroke(result.racer), "width": 1.5},
-                "marker": {
-                    "size": [11 if this else 5 for this in best],
-                    "color": theme(colour(result.racer)),
-                    "line": {"color": theme("card"), "width": 1},
-                },
-                "hovertemplate": f"{result.racer.name}, lr %{{x:.2~g}}<br>"
-                "loss %{y:.3~g}<extra></extra>",
-            }
-        )
-    values = [y for trace in traces for y in trace["y"] if isfinite(y)]
-    return {
-        "data": traces,
-        "layout": layout(
-            320,
-            hovermode="closest",
-            xaxis=axis(
-                "learning rate", type="log", dtick=1, exponentformat="power", showgrid=False
-            ),
-            yaxis=_logarithmic(values, "final loss"),
-        ),
-        "aspect": 0.85,
-    }
+        swept = np.array(result.swept)
+        y = np.where(swept <= 3 * start, np.maximum(swept, _LEAST * start), np.nan)
+        marker = {
+            "size": [11 if lr == result.lr else 5 for lr in result.lrs],
+            "color": theme(colour(result.racer)),
+            "line": {"color": theme("card"), "width": 1},
+        }
+        hover = f"{result.racer.name}, lr %{{x:.2~g}}<br>loss %{{y:.3~g}}<extra></extra>"
+        line = _line(index, result.lrs, y, result, marker=marker, mode="lines+markers")
+        traces.append({**line, "hovertemplate": hover})
+    x = axis("learning rate", type="log", dtick=1, exponentformat="power", showgrid=False)
+    figure = _panel(traces, x, _logarithmic(_values(traces), "final loss"))
+    figure["layout"].update(hovermode="closest", hoverdistance=20)
+    return figure
 
 
 def _path(race: Race, surface: Surface) -> Figure:

@@ -20,7 +20,7 @@ from .comparefigures import (
     stroke,
 )
 from .progress import score_text
-from .race import Race, Result
+from .race import Race
 from .racers import Racer
 from .theory import scaled_updates
 
@@ -84,7 +84,7 @@ def compare_page(races: Sequence[Race], settings: Sequence[tuple[str, str]]) -> 
         _advance(figures),
         page.section("How it was raced", page.table((), settings, kind="plain")),
     ]
-    title = "The parents of Adam, and Adam, in a race"
+    title = "Adam and its parents in a race"
     subtitle = "adamas comparison of optimizers, each at the best of the learning rates it tried"
     script = (Path(__file__).parent / "compare.js").read_text(encoding="utf-8")
     style = page.CONTROLS + _STYLE
@@ -120,8 +120,8 @@ def _races(races: Sequence[Race], racers: Sequence[Racer]) -> str:
         _panel(
             "Loss over the steps",
             "loss",
-            "Lower is better: the line is the median of all "
-            "seeds, the band their middle half, the dotted line the target.",
+            "Lower is better: the line is the median of all seeds, the band their middle half, the "
+            "dotted line the target.",
         ),
         _panel(
             "Loss over the seconds",
@@ -138,8 +138,8 @@ def _races(races: Sequence[Race], racers: Sequence[Racer]) -> str:
         _panel(
             "The choice of the learning rate",
             "sweep",
-            "The final loss of each rate that was "
-            "tried: the large dot is the best, and a wide valley forgives a wrong guess.",
+            "The final loss of each rate that was tried: a wide valley forgives a wrong guess, and "
+            "the large dot is the best from which no start diverged.",
         ),
     ]
     return page.section(
@@ -184,14 +184,7 @@ def _of(race: Race, content: str) -> str:
 
 
 def _table(race: Race) -> str:
-    scored = any(result.score is not None for result in race.results)
-    headers = ["racer", "best lr", "final loss", "middle half", "steps", "seconds"]
-    rows = [cells(race, result) for result in race.ranking]
-    name = getattr(getattr(race.arena, "task", None), "target", None)
-    if scored and name is not None:
-        headers.append(f"validation {name.score_name}")
-        for row, result in zip(rows, race.ranking, strict=True):
-            row.append(_score(name.score_name, result.score))
+    headers, *rows = ranked(race)
     note = f"Steps and seconds are those to a loss of {page.number(race.target)}, the target"
     if any(result.at_end for result in race.results):
         note += "; * is an end of the learning rates that were tried, beyond may be better"
@@ -199,19 +192,23 @@ def _table(race: Race) -> str:
     return f"<h3>The fastest to the target first</h3>{table}{page.muted(note + '.')}"
 
 
-def _score(name: str, score: float | None) -> str:
-    return "-" if score is None or not np.isfinite(score) else score_text(name, score)
-
-
-def cells(race: Race, result: Result) -> list[str]:
-    """A racer's row: name, learning rate, median final loss and its band, steps, seconds."""
-    low, median, high = (
-        f"{loss:.3g}" if np.isfinite(loss) else "diverged" for loss in result.final
-    )
-    reached = result.reached(race.target)
-    there = (f"{reached[0]:,.0f}", f"{reached[1]:.2g}") if reached else ("-", "-")
-    lr = f"{result.lr:g}" + ("*" if result.at_end else "")
-    return [result.racer.name, lr, median, f"{low} to {high}", *there]
+def ranked(race: Race) -> list[list[str]]:
+    """A race as a table of texts: the headings, then the racers, the fastest first."""
+    score = race.arena.score_name
+    headings = ["racer", "best lr", "final loss", "middle half", "steps", "seconds"]
+    rows = [headings + ([f"validation {score}"] if score else [])]
+    for result in race.ranking:
+        low, median, high = (
+            f"{loss:.3g}" if np.isfinite(loss) else "diverged" for loss in result.final
+        )
+        reached = result.reached(race.target)
+        there = [f"{reached[0]:,.0f}", f"{reached[1]:.2g}"] if reached else ["-", "-"]
+        lr = f"{result.lr:g}" + ("*" if result.at_end else "")
+        rows.append([result.racer.name, lr, median, f"{low} to {high}", *there])
+        if score:
+            known = result.score is not None and np.isfinite(result.score)
+            rows[-1].append(score_text(score, result.score or 0.0) if known else "-")
+    return rows
 
 
 def _standings(races: Sequence[Race], racers: Sequence[Racer]) -> str:

@@ -1,4 +1,4 @@
-"""Names that were mistyped."""
+"""Names as they are typed, and mistyped."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     lower = {other.lower(): other for other in known}
     near = difflib.get_close_matches(name.lower(), lower, 1, cutoff=cutoff)
     return f"; did you mean {lower[near[0]]!r}?" if near else ""
+
+
+def typed(name: str) -> str:
+    """How an argument is typed."""
+    return {"kind": "--classification or --regression", "task": "a task"}.get(
+        name, "--" + name.replace("_", "-")
+    )

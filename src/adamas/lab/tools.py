@@ -144,10 +144,10 @@ def compare(
     theirs: Annotated[bool, typer.Option("--torch", help="Race torch.optim's, too.")] = False,
     lr: Annotated[
         str | None,
-        typer.Option(help="LOW,HIGH of those tried.  [default: 1e-4,1; of a training 3.2e-4,3.2]"),
+        typer.Option(help="LOW,HIGH of those tried.  [default: 1e-4,1; of a training 1e-3,3.2]"),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Of each run.  [default: 400; of a training about 200]")
+        int | None, typer.Option(help="Of each run.  [default: 300; of a training about 200]")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(help="Starting points, or trainings.  [default: 5]")
@@ -169,7 +169,7 @@ def compare(
     from .racers import line_up
 
     what = only_given(
-        target_name=target, kind=kind_of(classification, regression), drop=tuple(drop or ()) or None
+        target=target, kind=kind_of(classification, regression), drop=tuple(drop or ()) or None
     )
     options = only_given(layers=numbers("--layers", layers, int), batch_size=batch_size)
     racers = line_up(rules, moments, theirs)
