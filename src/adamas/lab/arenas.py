@@ -247,7 +247,7 @@ class _Training:
         )
         self.score = np.nan
         rows = len(trainer.data.features)
-        self._rows = torch.linspace(0, rows - 1, min(rows, _MOST_ROWS)).long()
+        self._rows = torch.arange(min(rows, _MOST_ROWS)) * rows // min(rows, _MOST_ROWS)
 
     def run(self) -> _Training:
         places = {int(step): index for index, step in enumerate(self.at)}

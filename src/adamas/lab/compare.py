@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,16 +193,9 @@ def compare(comparison: Comparison, out: Path | None) -> int:
     with stop_signals() as received, _Display(console, comparison.work, received) as display:
         try:
             for arena in comparison.arenas:
-                races.append(
-                    race(
-                        arena,
-                        comparison.racers,
-                        comparison.ends,
-                        comparison.seeds,
-                        display.tick,
-                        lambda racer, arena=arena: display.begin(arena, racer),  # type: ignore[misc]
-                    )
-                )
+                watch = display.tick, partial(display.begin, arena)
+                how = comparison.racers, comparison.ends, comparison.seeds
+                races.append(race(arena, *how, *watch))
                 folder.save(races)
                 console.print(_table(races[-1]))
                 console.print()

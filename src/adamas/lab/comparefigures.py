@@ -17,12 +17,12 @@ from .racers import Racer
 from .surfaces import Surface
 from .theory import SCALES, STEEPNESS, advances, scaled_updates
 
-MOST_STARTS = 5  # of a surface, that are shown
+MOST_STARTS = 3  # of a surface, that are shown
 _MOST_FRAMES, _ALL_FRAMES = 110, 720  # of a path, of one racer and of all
 _MOST_POINTS, _ALL_POINTS = 64, 480  # of a curve, likewise
-_GRID = 61  # of a surface, each way
+_GRID = 75  # of a surface, each way
 _STILL = 1e-8  # of the largest update; less is not seen
-_ROOM = 0.4  # of a surface's box, beside it, for paths that leave it
+_ROOM = 0.2  # of a surface's box, beside it, for paths that leave it
 _LEAST = 1e-12  # of the loss at the start; less is drawn as that
 _DASHES = {"float32": "solid", "bfloat16": "dashdot", "int8": "dash", "int4": "dot"}
 

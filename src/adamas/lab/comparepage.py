@@ -45,7 +45,7 @@ _STYLE = """
 @media (max-width: 34rem) { .player { grid-template-columns: auto minmax(0, 1fr) auto; }
   .player input { grid-column: 1 / -1; grid-row: 1; }
   .choices button { padding: 0.3rem 0.6rem; } .choose { position: static; } }
-@media print { .choices, .player { display: none; } }
+@media print { #arena, .player { display: none; } }
 """
 
 _DASH_ARRAYS = {
@@ -195,7 +195,7 @@ def _table(race: Race) -> str:
 def ranked(race: Race) -> list[list[str]]:
     """A race as a table of texts: the headings, then the racers, the fastest first."""
     score = race.arena.score_name
-    headings = ["racer", "best lr", "final loss", "middle half", "steps", "seconds"]
+    headings = ["racer", "best lr", "steps", "seconds", "final loss", "middle half"]
     rows = [headings + ([f"validation {score}"] if score else [])]
     for result in race.ranking:
         low, median, high = (
@@ -204,7 +204,7 @@ def ranked(race: Race) -> list[list[str]]:
         reached = result.reached(race.target)
         there = [f"{reached[0]:,.0f}", f"{reached[1]:.2g}"] if reached else ["-", "-"]
         lr = f"{result.lr:g}" + ("*" if result.at_end else "")
-        rows.append([result.racer.name, lr, median, f"{low} to {high}", *there])
+        rows.append([result.racer.name, lr, *there, median, f"{low} to {high}"])
         if score:
             known = result.score is not None and np.isfinite(result.score)
             rows[-1].append(score_text(score, result.score or 0.0) if known else "-")
@@ -238,7 +238,8 @@ def _scale(figures: dict[str, page.Figure]) -> str:
         "The scale of the loss does not matter to Adam",
         page.muted(
             "Each rule gets the same gradients, multiplied by a millionth up to a million: "
-            "gradient descent's update grows and shrinks with them, Adam's is a level line."
+            "gradient descent's update grows and shrinks with them, Adam's (as RMSProp's) is a "
+            "level line."
         ),
         page.key(
             ("rule-sgd", "gradient descent"),
