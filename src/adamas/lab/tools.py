@@ -130,12 +130,13 @@ def compare(
         list[str] | None,
         typer.Argument(
             help="Where: rosenbrock, beale, himmelblau, ravine, saddle, rastrigin, digits, or CSV "
-            "files.  [default: all but CSV files]"
+            "files.",
+            show_default="all but CSV files",
         ),
     ] = None,
     rules: Annotated[
         str | None,
-        typer.Option(help="Who, of sgd,momentum,rmsprop,adam,adamw.  [default: all]"),
+        typer.Option(help="Who, of sgd,momentum,rmsprop,adam,adamw.", show_default="all"),
     ] = None,
     moments: Annotated[
         str | None,
@@ -144,13 +145,15 @@ def compare(
     theirs: Annotated[bool, typer.Option("--torch", help="Race torch.optim's, too.")] = False,
     lr: Annotated[
         str | None,
-        typer.Option(help="LOW,HIGH of those tried.  [default: 1e-4,1; of a training 1e-3,3.2]"),
+        typer.Option(
+            help="LOW,HIGH of those tried.", show_default="1e-4,1; of a training 1e-3,3.2"
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Of each run.  [default: 300; of a training about 200]")
+        int | None, typer.Option(help="Of each run.", show_default="300; of a training about 200")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Starting points, or trainings.  [default: 5]")
+        int | None, typer.Option(help="Starting points, or trainings.", show_default="5")
     ] = None,
     target: Annotated[str | None, typer.Option(help="The column of a CSV file to predict.")] = None,
     classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
@@ -161,7 +164,8 @@ def compare(
     layers: Annotated[str | None, typer.Option(help="As for train; so the next.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The comparison's folder.  [default: runs/compare-NUMBER]")
+        Path | None,
+        typer.Option(help="The comparison's folder.", show_default="runs/compare-NUMBER"),
     ] = None,
 ) -> None:
     """Race gradient descent, momentum, RMSProp, Adam and AdamW, and write a page to watch it."""
