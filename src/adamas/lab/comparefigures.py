@@ -19,7 +19,7 @@ from .theory import SCALES, STEEPNESS, advances, scaled_updates
 
 MOST_STARTS = 3  # of a surface, that are shown
 _MOST_FRAMES, _ALL_FRAMES = 110, 720  # of a path, of one racer and of all
-_MOST_POINTS, _ALL_POINTS = 64, 480  # of a curve, likewise
+_MOST_POINTS, _ALL_POINTS = 64, 380  # of a curve, likewise
 _GRID = 75  # of a surface, each way
 _STILL = 1e-8  # of the largest update; less is not seen
 _ROOM = 0.2  # of a surface's box, beside it, for paths that leave it
@@ -64,7 +64,7 @@ def _points(race: Race) -> list[int]:
 
 def _places(race: Race, most: int, of_all: int) -> list[int]:
     count = len(race.results[0].runs.at)
-    some = marks(count - 1, min(most, max(of_all // len(race.results), 20)))
+    some = marks(count - 1, min(most, max(of_all // len(race.results), 12)))
     return [int(place) for place in some]
 
 
@@ -126,7 +126,7 @@ def _line(
     if result is not None:
         line["line"] = stroke(result.racer)
         line["hovertemplate"] = f"{result.racer.name} %{{y:.3~g}}<extra></extra>"
-    return {**line, "x": _short(x), "y": _short(y), **more}
+    return {**line, "x": _short(x), "y": _short(y, 3), **more}
 
 
 def _values(traces: Sequence[Figure]) -> list[float]:
@@ -208,7 +208,7 @@ def _path(race: Race, surface: Surface) -> Figure:
     contours = {
         "type": "contour",
         **{"x": _short(ends[0]), "y": _short(ends[1])},
-        "z": [_short(row, 3) for row in heights],
+        "z": heights.round(2).tolist(),
         "colorscale": [[0, theme("hollow")], [1, theme("card")]],
         "ncontours": 24,
         "line": {"color": theme("peer"), "width": 0.4},
