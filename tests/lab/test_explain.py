@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, browse
 
 from adamas import cli, reference
 from adamas.hyper import Hyper, bias_correction
@@ -29,7 +30,6 @@ HYPERS = [
     Hyper(0.5, (0.97, 0.9), eps=0.1, weight_decay=0.3),
     Hyper(2.0, (0.9995, 0.99999), eps=0.0, weight_decay=3.0, decoupled_weight_decay=True),
 ]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
 @pytest.fixture
@@ -282,20 +282,6 @@ document.getElementById("reset").click();
 see();
 document.body.textContent = JSON.stringify(seen);
 </script>"""
-
-
-def browse(html: str, folder: Path) -> str:
-    """The body that Chromium makes of a page, which says nothing on its console."""
-    assert CHROMIUM
-    file = folder / "page.html"
-    file.write_text(html, encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={folder / 'browser'}", "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert "CONSOLE" not in done.stderr
-    body = re.search(r"<body>(.*)</body>", done.stdout, re.DOTALL)
-    assert body
-    return body[1]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")

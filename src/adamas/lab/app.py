@@ -6,7 +6,7 @@ import typer
 
 from . import UserError
 from .commands import predict, train, tune
-from .tools import bench, convert, explain, memory
+from .tools import bench, compare, convert, explain, memory
 
 app = typer.Typer(
     help="Adam at the speed of memory: train, predict, convert and measure.",
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, tune, predict, convert, memory, explain, bench):
+for _command in (train, tune, predict, convert, memory, explain, compare, bench):
     app.command()(_command)
 
 

@@ -64,12 +64,12 @@ def train(
     from . import UserError, run
     from .folder import next_folder
 
-    given = _given(
-        layers=_numbers("--layers", layers, int),
+    given = only_given(
+        layers=numbers("--layers", layers, int),
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
-        betas=_numbers("--betas", betas, float),
+        betas=numbers("--betas", betas, float),
         eps=eps,
         weight_decay=weight_decay,
         schedule=schedule,
@@ -78,14 +78,12 @@ def train(
         device=device,
         validation=validation,
     )
-    if classification and regression:
-        raise UserError("--classification and --regression exclude each other: give one of them")
-    kind = "classification" if classification else "regression" if regression else None
+    kind = kind_of(classification, regression)
     if resume is None:
         drops = tuple(drop or ())
         _train(run.start(data, lambda name: out or next_folder(name), given, target, kind, drops))
         return
-    fixed = _given(target=target, drop=drop or None, out=out)
+    fixed = only_given(target=target, drop=drop or None, out=out)
     fixed.update({kind: True} if kind else {})
     if fixed:
         option = f"--{next(iter(fixed))}"
@@ -191,10 +189,8 @@ def tune(
         raise UserError("adamas tune needs optuna: pip install 'adamas[lab]'")
     from .tuning import search_anew, search_on
 
-    if classification and regression:
-        raise UserError("--classification and --regression exclude each other: give one of them")
-    given = _given(
-        layers=_numbers("--layers", layers, int),
+    given = only_given(
+        layers=numbers("--layers", layers, int),
         epochs=epochs,
         batch_size=batch_size,
         schedule=schedule,
@@ -203,20 +199,20 @@ def tune(
         device=device,
         validation=validation,
     )
-    ranges = _given(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
-    what = _given(
+    ranges = only_given(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+    what = only_given(
         task=task,
         script=script,
         target=target,
-        kind="classification" if classification else "regression" if regression else None,
+        kind=kind_of(classification, regression),
         drop=tuple(drop) if drop else None,
     )
-    where = _given(trials=trials, jobs=jobs, storage=storage)
+    where = only_given(trials=trials, jobs=jobs, storage=storage)
     if resume is None:
-        places = _given(name=name, out=out)
+        places = only_given(name=name, out=out)
         status = search_anew(what, ranges, given, {**where, **places})
     else:
-        fixed = {**what, **ranges, **given, **_given(name=name, out=out)}
+        fixed = {**what, **ranges, **given, **only_given(name=name, out=out)}
         status = search_on(resume, where, fixed)
     raise typer.Exit(status)
 
@@ -254,11 +250,26 @@ def predict(
         typer.echo(f"{prediction.score_name} {score} on {rows} with a target", err=True)
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def kind_of(classification: bool, regression: bool) -> str | None:
+    """What is learnt where it is said.
+
+    Raises:
+        UserError: both are said.
+    """
+    from . import UserError
+
+    if classification and regression:
+        raise UserError("--classification and --regression exclude each other: give one of them")
+    return "classification" if classification else "regression" if regression else None
+
+
+def only_given(**options: Any) -> dict[str, Any]:
+    """The options that were typed."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> Any:
+def numbers(option: str, text: str | None, kind: type[int] | type[float]) -> Any:
+    """The numbers of an option, if it was typed."""
     from .numbers import parse_numbers
 
     return None if text is None else parse_numbers(option, text, kind)

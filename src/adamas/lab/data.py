@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import io
 import warnings
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from . import UserError
+from .names import did_you_mean
 
 DIGITS = "digits"
 _DELIMITERS = ",;\t|"
@@ -192,9 +192,7 @@ def check_column(frame: pd.DataFrame, name: str, option: str) -> None:
     columns = [str(column) for column in frame.columns]
     if name in columns:
         return
-    lower = {column.lower(): column for column in columns}
-    near = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.5)
-    hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
+    hint = did_you_mean(name, columns)
     raise UserError(f"{option} {name!r} is not a column: it must be one of {listed(columns)}{hint}")
 
 

@@ -18,18 +18,9 @@ _STYLE = """
 .controls { display: grid; gap: 0.6rem; }
 .control { display: grid; grid-template-columns: 1fr 6.5rem; gap: 0 0.75rem; align-items: center; }
 .control label { grid-column: 1 / -1; font-size: 0.875rem; color: var(--muted); }
-.switches { display: flex; flex-wrap: wrap; gap: 0.6rem 1.5rem; align-items: center; }
-input, select, button { font: inherit; font-size: 0.875rem; color: var(--text);
-  accent-color: var(--accent); }
-input[type=range] { width: 100%; min-width: 0; height: 1.75rem; margin: 0; }
-input[type=number], select, button { background: var(--page); border: 1px solid var(--line);
-  border-radius: 6px; padding: 0.25rem 0.5rem; min-width: 0; }
 input[type=number] { width: 100%; font-variant-numeric: tabular-nums; }
 input[aria-invalid] { border-color: var(--bad); }
-button { cursor: pointer; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 #wrong:empty { display: none; }
-[hidden] { display: none !important; }
 svg { display: block; max-width: 100%; }
 svg text { fill: var(--muted); font: 12px system-ui, sans-serif; }
 svg path { fill: none; stroke-width: 2; stroke-linejoin: round; }
@@ -101,7 +92,9 @@ def explain_page(lesson: Lesson) -> str:
     folder = Path(__file__).parent
     scripts = [(folder / name).read_text(encoding="utf-8") for name in _SCRIPTS]
     subtitle = "Every quantity of the equation, in float64 and with the library's own bits"
-    return page.shell("Adam, step by step", subtitle, body, {"lesson": data}, scripts, _STYLE)
+    return page.shell(
+        "Adam, step by step", subtitle, body, {"lesson": data}, scripts, page.CONTROLS + _STYLE
+    )
 
 
 def _controls(problems: list[str]) -> str:

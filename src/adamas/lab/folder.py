@@ -215,20 +215,8 @@ class RunFolder:
     def _make_folder(self) -> list[Path]:
         """Makes the folder, and returns those that were not there, the innermost first."""
         missing = [f for f in (self.path, *self.path.parents) if not f.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock()  # of two that make it at once, one goes on
-            occupied = any(self.path.iterdir())
-        except OSError as error:
-            raise UserError(
-                f"--out {self.path} cannot be made a folder ({error.strerror}): choose another"
-            ) from None
-        if occupied:
-            self.unlock()
-            raise TakenError(
-                f"--out {self.path} is not empty: a run needs a new folder; choose another --out, "
-                f"or continue a run with --resume {shlex.quote(str(self.path))}"
-            )
+        instead = f" --out, or continue a run with --resume {shlex.quote(str(self.path))}"
+        self._unlock = make_folder(self.path, self, "train a run", "a run", instead)
         return missing
 
     @contextmanager
@@ -277,6 +265,41 @@ def lock_folder(path: Path, owner: object, use: str) -> Callable[[], object]:
         os.close(descriptor)
         return lambda: None
     return weakref.finalize(owner, os.close, descriptor)
+
+
+def make_folder(
+    path: Path, owner: object, use: str, name: str, instead: str = ""
+) -> Callable[[], object]:
+    """Makes an empty folder, and keeps other processes from it as ``lock_folder`` does.
+
+    Args:
+        path: the folder, which may be there if it is empty.
+        owner: as for ``lock_folder``.
+        use: as for ``lock_folder``.
+        name: what needs it, for the message; so the next.
+        instead: what there is to do beside choosing another.
+
+    Returns:
+        What gives the folder free.
+
+    Raises:
+        TakenError: it is not empty, or another process has it.
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        unlock = lock_folder(path, owner, use)  # of two that make it at once, one goes on
+        occupied = any(path.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"--out {path} cannot be made a folder ({error.strerror}): choose another"
+        ) from None
+    if occupied:
+        unlock()
+        raise TakenError(
+            f"--out {path} is not empty: {name} needs a new folder; choose another{instead}"
+        )
+    return unlock
 
 
 def next_folder(name: str, parent: Path = Path("runs")) -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import GeneratorType
@@ -19,6 +18,7 @@ import torch
 
 from . import TrainingError, UserError
 from .data import listed
+from .names import did_you_mean
 from .run import Prepared, make_trainer, threads_for
 from .space import DEFAULTS, Values
 
@@ -197,8 +197,12 @@ class ScriptObjective:
 Objective = TrainingObjective | ScriptObjective
 
 
-def find_task(name: str | None) -> Path | None:
+def find_task(name: str | None, others: Sequence[str] = ()) -> Path | None:
     """The CSV file that a task is, or None for the digits.
+
+    Args:
+        name: what was typed.
+        others: what else could have been, for the error.
 
     Raises:
         UserError: it is neither.
@@ -209,11 +213,12 @@ def find_task(name: str | None) -> Path | None:
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path  # what is wrong with it, its reader says
     files = sorted(file.name for file in Path().glob("*.csv"))
-    near = difflib.get_close_matches(str(name), ["digits", *files], 1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    known = [*others, "digits"]
+    hint = did_you_mean(str(name), [*known, *files], 0.4)
     here = f"; CSV files here: {listed(files, 5)}" if files else ""
     raise UserError(
-        f"task {name!r} is unknown: it must be 'digits' or the path of a CSV file{hint}{here}"
+        f"task {name!r} is unknown: it must be {listed(known)} or the path of a CSV file"
+        f"{hint}{here}"
     )
 
 
@@ -222,7 +227,5 @@ def _functions(tree: ast.Module) -> list[str]:
 
 
 def _no_function(path: Path, name: str, there: list[str]) -> UserError:
-    near = difflib.get_close_matches(name, there, 1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     has = f"it has {listed(there, 10)}" if there else "it has none"
-    return UserError(f"{path} has no function {name!r}: {has}{hint}")
+    return UserError(f"{path} has no function {name!r}: {has}{did_you_mean(name, there)}")

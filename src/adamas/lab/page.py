@@ -71,23 +71,37 @@ summary { cursor: pointer; color: var(--muted); font-size: 0.875rem; }
   .plot, .cards div, .grid > div, tr { break-inside: avoid; } }
 """
 
+CONTROLS = """
+.switches { display: flex; flex-wrap: wrap; gap: 0.6rem 1.5rem; align-items: center; }
+input, select, button { font: inherit; font-size: 0.875rem; color: var(--text);
+  accent-color: var(--accent); }
+input[type=range] { width: 100%; min-width: 0; height: 1.75rem; margin: 0; }
+input[type=number], select, button { background: var(--page); border: 1px solid var(--line);
+  border-radius: 6px; padding: 0.25rem 0.5rem; min-width: 0; }
+button { cursor: pointer; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+[hidden] { display: none !important; }
+"""
+"""The style of a page that has sliders, menus and buttons."""
+
 # Redrawn when the theme, the medium or the width changes: the figures name colours by the page's
 # CSS variables, and the height of a figure with an aspect follows its width.
 _SCRIPT = """
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const config = { displayModeBar: false, showTips: false };
-function draw() {
+function draw_figure(id) {
   const css = getComputedStyle(document.documentElement);
   const themed = (key, value) => value && value.theme
     ? css.getPropertyValue("--" + value.theme).trim() + (value.alpha || "") : value;
-  for (const [id, figure] of Object.entries(figures)) {
-    const { data, layout, aspect } = JSON.parse(JSON.stringify(figure), themed);
-    const width = document.getElementById(id).clientWidth;
-    if (!width) continue;
-    layout.width = width;
-    if (aspect) layout.height = Math.min(layout.height, Math.round(width * aspect));
-    Plotly.react(id, data, layout, config);
-  }
+  const { data, layout, aspect } = JSON.parse(JSON.stringify(figures[id]), themed);
+  const width = document.getElementById(id).clientWidth;
+  if (!width) return;
+  layout.width = width;
+  if (aspect) layout.height = Math.min(layout.height, Math.round(width * aspect));
+  Plotly.react(id, data, layout, config);
+}
+function draw() {
+  for (const id of Object.keys(figures)) draw_figure(id);
 }
 for (const query of ["(prefers-color-scheme: dark)", "print"]) {
   matchMedia(query).addEventListener("change", draw);
@@ -98,8 +112,16 @@ draw();
 """
 
 
-def document(title: str, subtitle: str, body: Iterable[str], figures: Mapping[str, Figure]) -> str:
-    """A whole page.
+def document(
+    title: str,
+    subtitle: str,
+    body: Iterable[str],
+    figures: Mapping[str, Figure],
+    data: Mapping[str, Any] | None = None,
+    scripts: Sequence[str] = (),
+    style: str = "",
+) -> str:
+    """A whole page with plots.
 
     Args:
         title: the title, as text.
@@ -107,11 +129,15 @@ def document(title: str, subtitle: str, body: Iterable[str], figures: Mapping[st
         body: the sections, as HTML.
         figures: plotly figures by the name of their place, see :func:`plot`; a figure may have an
             ``aspect``, the largest ratio of its height to its width.
+        data: as for :func:`shell`, beside the figures; so the next.
+        scripts: run after the figures are drawn.
+        style: CSS.
     """
     # Here, since a page that draws for itself needs no plotly and shall not wait for it.
     from plotly.offline import get_plotlyjs
 
-    return shell(title, subtitle, body, {"figures": figures}, (get_plotlyjs(), _SCRIPT))
+    data = {"figures": figures, **(data or {})}
+    return shell(title, subtitle, body, data, (get_plotlyjs(), _SCRIPT, *scripts), style)
 
 
 def shell(

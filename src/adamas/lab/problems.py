@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import UserError
+from .names import did_you_mean
 
 Array = Any  # numpy.ndarray of float64
 Rows = tuple[tuple[float, ...], ...]
@@ -127,8 +127,7 @@ def find(name: str) -> Problem:
     """
     if name in PROBLEMS:
         return PROBLEMS[name]
-    near = difflib.get_close_matches(name.lower(), PROBLEMS, 1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, PROBLEMS)
     raise UserError(f"--problem must be one of {', '.join(PROBLEMS)}, got {name!r}{hint}")
 
 

@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from .training import Metrics, Trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _REFRESH = 0.1  # seconds
 
 
-class Display:
-    """Shows epoch, loss, validation score, samples a second and time left; a context manager.
+class Live:
+    """A bar that lives while it is entered, where there is a terminal; a context manager.
 
     Args:
         console: where to print.
-        score_name: what the score is called.
+        columns: of the bar, in rich's terms.
     """
 
-    def __init__(self, console: Console, score_name: str) -> None:
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self._console = console
-        self._score_name = score_name
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn(f"validation {score_name} {{task.fields[score]}}", style="bold cyan"),
-            TextColumn("{task.fields[speed]} samples/s"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-        )
-        empty: dict[str, Any] = {"epoch": "-", "loss": "-", "score": "-", "speed": "-"}
-        self._task = self._bar.add_task("", total=None, **empty)
-        self._updated = 0.0
-        self._begun: tuple[float, float] | None = None
+        self._bar = Progress(*columns, console=console)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         """Starts the live display on a terminal."""
         if self._console.is_terminal:
             self._bar.start()
@@ -56,6 +45,35 @@ class Display:
         if self._console.is_terminal:
             self._bar.stop()
 
+    def _print(self, text: str, console: Console | None = None) -> None:
+        (console or self._console).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Display(Live):
+    """Shows epoch, loss, validation score, samples a second and time left.
+
+    Args:
+        console: where to print.
+        score_name: what the score is called.
+    """
+
+    def __init__(self, console: Console, score_name: str) -> None:
+        super().__init__(
+            console,
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn(f"validation {score_name} {{task.fields[score]}}", style="bold cyan"),
+            TextColumn("{task.fields[speed]} samples/s"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self._score_name = score_name
+        empty: dict[str, Any] = {"epoch": "-", "loss": "-", "score": "-", "speed": "-"}
+        self._task = self._bar.add_task("", total=None, **empty)
+        self._updated = 0.0
+        self._begun: tuple[float, float] | None = None
+
     def __call__(self, trainer: Trainer, metrics: Metrics | None) -> None:
         """Takes notice of a step, and of the metrics at the end of an epoch."""
         now = time.monotonic()
@@ -64,7 +82,7 @@ class Display:
                 self._updated = now
                 self._update(trainer, metrics)
         elif metrics:
-            self._print(trainer, metrics, now)
+            self._print_epoch(trainer, metrics, now)
 
     def _update(self, trainer: Trainer, metrics: Metrics | None) -> None:
         position, epochs = trainer.position, trainer.options.epochs
@@ -81,21 +99,18 @@ class Display:
         done = position.epoch * steps + position.step
         self._bar.update(self._task, completed=done, total=epochs * steps, **fields)
 
-    def _print(self, trainer: Trainer, metrics: Metrics, now: float) -> None:
+    def _print_epoch(self, trainer: Trainer, metrics: Metrics, now: float) -> None:
         epoch, epochs = metrics["epoch"], trainer.options.epochs
         self._begun = self._begun or (epoch, now)
         first, since = self._begun
         left = (
             "-" if epoch == first else f"{(now - since) / (epoch - first) * (epochs - epoch):.0f}"
         )
-        self._console.print(
+        self._print(
             f"epoch {epoch}/{epochs}  loss {metrics['train_loss']:.4f}  "
             f"validation {self._score_name} "
             f"{score_text(self._score_name, metrics['validation_score'])}  "
-            f"{metrics['samples_per_second']:,.0f} samples/s  {left} s left",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"{metrics['samples_per_second']:,.0f} samples/s  {left} s left"
         )
 
 

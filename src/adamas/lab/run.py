@@ -23,7 +23,7 @@ from .folder import FORMAT, RunFolder, TakenError
 from .model import MLP
 from .options import Options
 from .target import Classes, Target, check_target, fit_target, split, tell_kind
-from .training import Dataset, Metrics, Trainer, train
+from .training import Dataset, Make, Metrics, Trainer, train
 
 _SMALL_STEP = 10_000_000  # weights times rows
 
@@ -286,6 +286,11 @@ def make_trainer(task: Task, options: Options, frame: pd.DataFrame, training: Ma
         frame: the rows.
         training: which of them are for training; the others are for validation.
     """
+    return new_trainer(task, options, make_dataset(task, options, frame, training))
+
+
+def make_dataset(task: Task, options: Options, frame: pd.DataFrame, training: Mask) -> Dataset:
+    """The rows as a training needs them; the arguments are those of ``make_trainer``."""
     device = torch.device(options.device)
     if device.type == "cuda":
         # Without these, sums on the device may differ from run to run.
@@ -295,8 +300,20 @@ def make_trainer(task: Task, options: Options, frame: pd.DataFrame, training: Ma
     targets = torch.from_numpy(task.target.encode(frame[task.target.name]))
     mask = torch.from_numpy(training)
     parts = (features[mask], targets[mask], features[~mask], targets[~mask])
-    model = MLP((features.shape[1], *options.layers, task.target.outputs), options.seed)
-    return Trainer(model.to(device), Dataset(*(part.to(device) for part in parts)), options)
+    return Dataset(*(part.to(device) for part in parts))
+
+
+def new_trainer(task: Task, options: Options, data: Dataset, make: Make | None = None) -> Trainer:
+    """A trainer at its beginning.
+
+    Args:
+        task: what is learnt.
+        options: how.
+        data: from which rows.
+        make: the optimizer, if it is not to be AdamW.
+    """
+    widths = (data.features.shape[1], *options.layers, task.target.outputs)
+    return Trainer(MLP(widths, options.seed).to(options.device), data, options, make)
 
 
 def threads_for(trainer: Trainer) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from . import UserError
 from .files import write_text
-from .folder import TakenError, lock_folder, next_folder
+from .folder import lock_folder, make_folder, next_folder
 from .objective import Objective, ScriptObjective, TrainingObjective
 from .options import Options
 from .run import prepare
@@ -160,12 +160,7 @@ class StudyFolder:
             UserError: it cannot be made or holds something else.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock()
-            if any(self.path.iterdir()):
-                raise TakenError(
-                    f"--out {self.path} is not empty: a search needs a new folder; choose another"
-                )
+            self.unlock = make_folder(self.path, self, "search in a folder", "a search")
             self.save(settings)
         except OSError as error:
             raise UserError(

@@ -1,4 +1,4 @@
-"""The commands that convert, measure and explain: their options, and what they print."""
+"""The commands that convert, measure, explain and compare: their options."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .commands import kind_of, numbers, only_given
 
 
 def convert(
@@ -121,6 +123,62 @@ def explain(
     except ValueError as error:
         raise UserError(str(error)) from None
     show(prepare(hyper, problem, gradients, start, steps), html)
+
+
+def compare(
+    arenas: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Where: rosenbrock, beale, himmelblau, ravine, saddle, rastrigin, digits, or CSV "
+            "files.",
+            show_default="all but CSV files",
+        ),
+    ] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(help="Who, of sgd,momentum,rmsprop,adam,adamw.", show_default="all"),
+    ] = None,
+    moments: Annotated[
+        str | None,
+        typer.Option(help="Formats that race beside float32, of bfloat16,int8,int4."),
+    ] = None,
+    theirs: Annotated[bool, typer.Option("--torch", help="Race torch.optim's, too.")] = False,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            help="LOW,HIGH of those tried.", show_default="1e-4,1; of a training 1e-3,3.2"
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of each run.", show_default="300; of a training about 200")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Starting points, or trainings.", show_default="5")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The column of a CSV file to predict.")] = None,
+    classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
+    regression: Annotated[bool, typer.Option("--regression", help="Force it.")] = False,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="A column to leave out; may be repeated.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="As for train; so the next.")] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The comparison's folder.", show_default="runs/compare-NUMBER"),
+    ] = None,
+) -> None:
+    """Race gradient descent, momentum, RMSProp, Adam and AdamW, and write a page to watch it."""
+    from .compare import compare, prepare_comparison
+    from .racers import line_up
+
+    what = only_given(
+        target=target, kind=kind_of(classification, regression), drop=tuple(drop or ()) or None
+    )
+    options = only_given(layers=numbers("--layers", layers, int), batch_size=batch_size)
+    racers = line_up(rules, moments, theirs)
+    comparison = prepare_comparison(arenas or (), options, what, racers, lr, steps, seeds)
+    raise typer.Exit(compare(comparison, out))
 
 
 def bench(

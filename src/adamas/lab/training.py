@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..torch import AdamW
 from . import TrainingError, UserError
@@ -18,6 +19,7 @@ from .model import MLP, UpdateWatch, loss_of, predict, score_of
 from .options import Options
 
 Metrics = dict[str, Any]
+Make = Callable[[list[dict[str, Any]]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,28 @@ class Trainer:
         model: the model, on the training device.
         data: the dataset.
         options: how to train.
+        make: an optimizer of parameter groups, instead of AdamW with the options' own settings.
     """
 
-    def __init__(self, model: MLP, data: Dataset, options: Options) -> None:
+    def __init__(
+        self, model: MLP, data: Dataset, options: Options, make: Make | None = None
+    ) -> None:
         self.model = model
         self.data = data
         self.options = options
         self.position = Position()
-        self.optimizer = AdamW(
-            model.parameters(), options.lr, options.betas, options.eps, options.weight_decay
-        )
+        self.optimizer = (make or self._adamw)([{"params": list(model.parameters())}])
         self._variance = float(data.targets.double().var(correction=0))
 
     @property
     def steps_per_epoch(self) -> int:
         """The last batch may be smaller."""
         return math.ceil(len(self.data.features) / self.options.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Of the whole training."""
+        return self.options.epochs * self.steps_per_epoch
 
     @property
     def finished(self) -> bool:
@@ -136,6 +144,10 @@ class Trainer:
             ) from None
         self.position = position
 
+    def _adamw(self, groups: list[dict[str, Any]]) -> Optimizer:
+        options = self.options
+        return AdamW(groups, options.lr, options.betas, options.eps, options.weight_decay)
+
     def _batches(self) -> list[Tensor]:
         rows, epoch = len(self.data.features), self.position.epoch
         order = np.random.default_rng([self.options.seed, epoch + 1]).permutation(rows)
@@ -169,7 +181,7 @@ class Trainer:
 
     def _learning_rate(self) -> float:
         done = self.position.epoch * self.steps_per_epoch + self.position.step
-        return self.options.learning_rate(done, self.options.epochs * self.steps_per_epoch)
+        return self.options.learning_rate(done, self.total_steps)
 
     def _finish_epoch(self, watch: UpdateWatch) -> Metrics:
         position, rows = self.position, len(self.data.features)

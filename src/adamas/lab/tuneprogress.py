@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
 from optuna.trial import FrozenTrial
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 
-from .progress import score_text
+from .progress import Live, score_text
 from .space import Values
 from .space import text as values_text
 from .study import Study
@@ -19,8 +18,8 @@ _REFRESH = 0.5  # seconds
 _WORDS = {"pruned": "stopped early", "diverged": "diverged", "failed": "failed"}
 
 
-class TuneDisplay:
-    """Shows trials, the best so far and the time left; a context manager.
+class TuneDisplay(Live):
+    """Shows trials, the best so far and the time left.
 
     Args:
         console: where to print.
@@ -30,39 +29,23 @@ class TuneDisplay:
     """
 
     def __init__(self, console: Console, errors: Console, most: int, score_name: str) -> None:
-        self._console, self._errors = console, errors
-        self._most, self._score_name = most, score_name
-        self._bar = Progress(
+        super().__init__(
+            console,
             TextColumn("trial {task.completed}/{task.total}"),
             BarColumn(),
             TextColumn("best {task.fields[best]}", style="bold cyan"),
             TextColumn("{task.fields[early]}"),
             TextColumn("{task.fields[running]} running"),
             TextColumn("{task.fields[left]}"),
-            console=console,
         )
+        self._errors = errors
+        self._most, self._score_name = most, score_name
         fields: dict[str, Any] = {"best": "-", "early": "", "running": 0, "left": "-"}
         self._task = self._bar.add_task("", total=most, **fields)
         self._updated = 0.0
         self._begun = time.monotonic()
         self._ended = 0
         self._seen: set[str] = set()
-
-    def __enter__(self) -> TuneDisplay:
-        """Starts the live display on a terminal."""
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stops the live display."""
-        if self._console.is_terminal:
-            self._bar.stop()
 
     def refresh(self, study: Study, running: int) -> None:
         """Shows what there is, a few times a second."""
@@ -87,13 +70,13 @@ class TuneDisplay:
         why = trial.user_attrs.get("why", "")
         if trace and why not in self._seen:
             self._seen.add(why)
-            self._print(self._errors, trace.rstrip())
+            self._print(trace.rstrip(), self._errors)
         how = trial.user_attrs["how"]
         if how == "failed":
             self._print(
-                self._errors,
                 f"trial {trial.number + 1} failed ({why}) with {values_text(values)}; "
                 "the search goes on",
+                self._errors,
             )
         if self._console.is_terminal:
             self._updated = 0.0
@@ -101,10 +84,9 @@ class TuneDisplay:
         result = f"loss {trial.value:.4f}" if how == "done" else _WORDS[how]
         best = study.completed
         self._print(
-            self._console,
             f"{study.done + study.failures}/{self._most}  trial {trial.number + 1}  {result}  "
             f"{values_text(values)}  best {self._best(best[0]) if best else '-'}  "
-            f"{self._left(study)}",
+            f"{self._left(study)}"
         )
 
     def _best(self, trial: FrozenTrial) -> str:
@@ -116,10 +98,6 @@ class TuneDisplay:
         rest = max(self._most - study.done - study.failures, 0)
         seconds = (time.monotonic() - self._begun) / self._ended * rest
         return f"{seconds:.0f} s left" if seconds < 600 else f"{seconds / 60:.0f} min left"
-
-    @staticmethod
-    def _print(console: Console, text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def loss_text(trial: FrozenTrial, score_name: str) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from . import TrainingError, UserError
 from .files import write_text
+from .names import typed
 from .objective import find_task
 from .run import stop_signals
 from .search import Search, StudyFolder, find_folder, of_script, of_training
@@ -94,7 +95,7 @@ def search_anew(
         others.pop("script")
         seed = others.pop("seed", 0)
         if others:
-            option = _option(next(iter(others)))
+            option = typed(next(iter(others)))
             raise UserError(
                 f"--script and {option} exclude each other: a script has its own training; "
                 f"leave {option} out"
@@ -121,7 +122,7 @@ def search_on(path: Path, where: Mapping[str, Any], fixed: Mapping[str, Any]) ->
         TrainingError: no trial ended well, or the study cannot be reached any more.
     """
     if fixed:
-        option = _option(next(iter(fixed)))
+        option = typed(next(iter(fixed)))
         raise UserError(
             f"{option} cannot be given with --resume: a search keeps what it began with; "
             f"leave {option} out, or start a new search"
@@ -329,13 +330,6 @@ class _Session:
             result["command"] = f"{self.search.command} {command_options(values)}"
         result["code"] = code(values)
         return result
-
-
-def _option(name: str) -> str:
-    """How an argument is typed."""
-    return {"kind": "--classification or --regression", "task": "a task"}.get(
-        name, "--" + name.replace("_", "-")
-    )
 
 
 def _open(
