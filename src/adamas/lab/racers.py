@@ -67,12 +67,7 @@ class Racer:
             return _made(getattr(torch.optim, self.rule.kind), groups, given)
         if self.moments != "float32":
             given["moments"] = self.moments
-        return _made(_own(self.rule), groups, given)
-
-
-def _own(rule: Rule) -> Any:
-    # Falls back to torch's while adamas.torch has no SGD and no RMSprop; to be deleted with them.
-    return getattr(own, rule.kind, getattr(torch.optim, rule.kind))
+        return _made(getattr(own, self.rule.kind), groups, given)
 
 
 def _made(kind: Any, groups: Iterable[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
@@ -97,12 +92,7 @@ def line_up(
     more = [name for name in formats.FORMATS if name != "float32"]
     packed = _names("--moments", moments, more) if moments is not None else []
     racers = [Racer(rule) for rule in chosen]
-    racers += [
-        Racer(rule, name)
-        for rule in chosen
-        for name in packed
-        if rule.moments and hasattr(own, rule.kind)
-    ]
+    racers += [Racer(rule, name) for rule in chosen for name in packed if rule.moments]
     return racers + [Racer(rule, theirs=True) for rule in chosen if theirs]
 
 
