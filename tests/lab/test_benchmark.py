@@ -226,6 +226,14 @@ def test_compact_contender_computes_adamw(key: str) -> None:
     assert probe(CONTENDERS[f"adamas-{key}"], "float32") is None
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "rmsprop"])
+def test_parent_computes_its_rule(rule: str, dtype: str) -> None:
+    """Ours and torch's fastest, beside torch's plainest."""
+    assert probe(CONTENDERS[f"adamas-{rule}"], dtype) is None
+    assert probe(CONTENDERS[f"torch-{rule}"], dtype) is None
+
+
 def test_probe_gives_the_first_line_of_the_reason() -> None:
     """A reason fits into a table."""
     assert probe(contender("x", broken), "float32") == "RuntimeError: no kernel for this machine"
@@ -234,7 +242,7 @@ def test_probe_gives_the_first_line_of_the_reason() -> None:
 def test_probe_rejects_a_contender_that_does_nothing() -> None:
     """Only what computes AdamW is timed."""
     why = probe(contender("x", nothing), "float32")
-    assert why == "its update is 100% away from AdamW's"
+    assert why == "its update is 100% away from its rule's"
 
 
 def test_contender_that_is_not_there_is_not_installed() -> None:

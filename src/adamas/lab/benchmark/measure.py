@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from .peers import Contender, Optimizer, Problem, reason
+from .peers import ADAMW_ACCESSES, Contender, Optimizer, Problem, reason
 from .shapes import Workload
 
 if TYPE_CHECKING:
@@ -26,20 +26,17 @@ LIMIT = "memory limit"
 LIMIT_ELEMENTS = 2**26
 """Elements of the array that measures memory: several times the largest cache."""
 
-ACCESSES = 7
-"""What a step must move at least, in elements a parameter: it reads p, g, m, v and writes p, m, v.
-In float32 28 bytes, in float64 56."""
-
 DEFINITIONS = (
     "Time: the median over the rounds of one step's time. Spread: the first and third quartile. "
     "Every contender takes its turn in every round, in random order, with untimed steps first; "
     "gradients are fixed; all contenders that step in place share parameters and gradients.",
     "Memory limit: bytes read and written a second by an in-place multiplication of a large array "
     "(torch, all threads), timed in every round as a contender is.",
-    f"Of the limit: the time that the memory limit allows for the bytes a step must move, divided "
-    f"by the step's time. Those bytes are {ACCESSES} elements a parameter: read the parameter, the "
-    f"gradient and both moments, write the parameter and both moments ({ACCESSES * 4} bytes in "
-    f"float32). It is above 1 where caches hold the tensors or the moments are smaller.",
+    "Of the limit: the time that the memory limit allows for the bytes a step must move, divided "
+    "by the step's time. Those bytes are 7 elements a parameter: read the parameter, the gradient "
+    "and both moments, write the parameter and both moments (28 bytes in float32); 5 for momentum "
+    "and RMSprop, 3 for SGD without. It is above 1 where caches hold the tensors or the moments "
+    "are smaller.",
     "Ratios are taken within each round, and their median is given, so that they may differ a "
     "little from the quotient of two medians.",
 )
@@ -90,7 +87,7 @@ class Result:
     """Bytes a second, median."""
     bandwidth_quartiles: tuple[float, float]
     limit_milliseconds: float
-    """The time that the memory limit allows for one step."""
+    """The time that the memory limit allows for one step of AdamW."""
     timings: tuple[Timing, ...]
 
     def milliseconds(self, key: str) -> float | None:
@@ -245,9 +242,8 @@ def summarize(
         memory_bytes: what one pass of the memory measurement moves.
         itemsize: bytes of an element of the tensors.
     """
-    step_bytes = ACCESSES * itemsize * workload.parameters
     bandwidth = memory_bytes / np.array(samples[LIMIT])
-    limit = step_bytes / bandwidth
+    element = itemsize * workload.parameters / bandwidth
     fused = np.array(samples["torch-fused"]) if "torch-fused" in samples else None
     timings = []
     for c in contenders:
@@ -265,7 +261,7 @@ def summarize(
                 milliseconds=float(np.median(seconds)) * 1e3,
                 quartiles=(float(low) * 1e3, float(high) * 1e3),
                 ratio_fused=None if fused is None else float(np.median(seconds / fused)),
-                ratio_limit=float(np.median(limit / seconds)),
+                ratio_limit=float(np.median(c.accesses * element / seconds)),
             )
         )
     low, high = np.quantile(bandwidth, (0.25, 0.75))
@@ -277,7 +273,7 @@ def summarize(
         rounds=len(bandwidth),
         bandwidth=float(np.median(bandwidth)),
         bandwidth_quartiles=(float(low), float(high)),
-        limit_milliseconds=float(np.median(limit)) * 1e3,
+        limit_milliseconds=float(np.median(ADAMW_ACCESSES * element)) * 1e3,
         timings=tuple(timings),
     )
 

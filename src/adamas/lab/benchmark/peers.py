@@ -1,4 +1,4 @@
-"""The contenders: adamas and every other AdamW that may be installed beside it.
+"""The contenders: adamas and every other AdamW that may be installed beside it; Adam's parents.
 
 Each one is built on the same parameters and gradients, which they share, and keeps moments of its
 own. A new peer is one function and one row of ``CONTENDERS``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -30,6 +30,8 @@ Array = NDArray[Any]
 
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
 BETAS = (BETA1, BETA2)
+ADAMW_ACCESSES = 7
+"""Elements a parameter that a step of AdamW moves: it reads p, g, m, v and writes p, m, v."""
 
 _PROBE_SHAPES: tuple[Shape, ...] = ((8192,), (64, 33), (7,))
 _PROBE_STEPS = 3
@@ -89,7 +91,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Contender:
-    """An AdamW to measure."""
+    """An AdamW to measure, or one of Adam's parents."""
 
     key: str
     """The name on the command line."""
@@ -102,6 +104,10 @@ class Contender:
     note: str = ""
     tolerance: float = 0.05
     """How far its update may be from AdamW's after a few steps, beside the update's own size."""
+    accesses: int = ADAMW_ACCESSES
+    """What a step must move at least, in elements a parameter."""
+    plain: Callable[[Problem], Optimizer] | None = None
+    """The same rule as plainly as can be, where it is not AdamW."""
 
     @property
     def installed(self) -> bool:
@@ -123,6 +129,43 @@ def _torch(problem: Problem, **options: bool) -> Optimizer:
     parameters = problem.torch_parameters()
     optimizer = torch.optim.AdamW(parameters, LR, BETAS, EPS, WEIGHT_DECAY, **options)
     return Optimizer(optimizer.step)
+
+
+def _parent(problem: Problem, library: str, rule: str, **settings: Any) -> Optimizer:
+    module = import_module(library)
+    return Optimizer(getattr(module, rule)(problem.torch_parameters(), LR, **settings).step)
+
+
+def _parents() -> Iterator[Contender]:
+    """Gradient descent, momentum and RMSProp, each of adamas and of torch."""
+    rules: tuple[tuple[str, str, dict[str, Any], int, int], ...] = (
+        ("SGD", "SGD", {}, 0, 3),
+        ("momentum", "SGD", {"momentum": 0.9}, 1, 5),
+        ("RMSprop", "RMSprop", {}, 1, 5),
+    )
+    for name, rule, settings, state, accesses in rules:
+        fastest: dict[str, Any] = {"fused": True} if rule == "SGD" else {"foreach": True}
+        plain = partial(_parent, library="torch.optim", rule=rule, foreach=False, **settings)
+        own = partial(_parent, library="adamas.torch", rule=rule, **settings)
+        theirs = partial(_parent, library="torch.optim", rule=rule, **settings, **fastest)
+        yield Contender(
+            f"adamas-{name.lower()}",
+            f"adamas {name}",
+            "adamas",
+            own,
+            state,
+            accesses=accesses,
+            plain=plain,
+        )
+        yield Contender(
+            f"torch-{name.lower()}",
+            f"torch {name}, {next(iter(fastest))}",
+            "torch",
+            theirs,
+            state + 2 * (rule == "RMSprop"),
+            accesses=accesses,
+            plain=plain,
+        )
 
 
 def _adamas_torch(problem: Problem) -> Optimizer:
@@ -300,6 +343,7 @@ CONTENDERS = {
         Contender(
             "numpy-out", "NumPy by hand, out=", "numpy", _numpy_out, 3, "no temporary arrays"
         ),
+        *_parents(),
     )
 }
 
@@ -307,7 +351,7 @@ MINE = tuple(key for key in CONTENDERS if key.startswith("adamas"))
 
 
 def probe(contender: Contender, dtype: str) -> str | None:
-    """Builds and steps a contender on a small problem, and checks that it computes AdamW.
+    """Builds and steps a contender on a small problem, and checks that it computes its rule.
 
     Compiles, too, what a contender compiles on first use, so that nothing measured contains it.
 
@@ -316,7 +360,7 @@ def probe(contender: Contender, dtype: str) -> str | None:
     """
     start = [array.copy() for array in Problem(_PROBE_SHAPES, dtype).arrays]
     expected, problem = Problem(_PROBE_SHAPES, dtype), Problem(_PROBE_SHAPES, dtype)
-    by_hand = _numpy(expected)
+    by_hand = (contender.plain or _numpy)(expected)
     try:
         optimizer = contender.build(problem)
         for _ in range(_PROBE_STEPS):
@@ -332,7 +376,7 @@ def probe(contender: Contender, dtype: str) -> str | None:
 
     error_size = distance(result, expected.arrays) / distance(start, expected.arrays)
     if not error_size <= contender.tolerance:
-        return f"its update is {error_size:.0%} away from AdamW's"
+        return f"its update is {error_size:.0%} away from its rule's"
     return None
 
 

@@ -80,7 +80,7 @@ def bench(
             results.append(result)
         curves = None
         if scaling:
-            keys = [c.key for c in installed if c.key not in failures]
+            keys = [c.key for c in installed if c.key not in failures and c.plain is None]
             curves = measure_scaling(keys, dtype, memory=memory, progress=status.update)
             console.print(scaling_table(curves))
             if curves.note:

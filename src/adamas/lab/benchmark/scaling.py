@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .measure import ACCESSES, MemoryLimit, Turn, available_bytes, interleave
-from .peers import CONTENDERS, Problem, reason
+from .measure import MemoryLimit, Turn, available_bytes, interleave
+from .peers import ADAMW_ACCESSES, CONTENDERS, Problem, reason
 from .shapes import Shape, decades, split
 
 TENSOR = 3500
@@ -132,7 +132,7 @@ def measure_scaling(
     return Scaling(
         series=tuple(summarize(line, seconds[line]) for line in lines if line not in failures),
         bandwidth=memory.bytes / float(np.median(limits)),
-        step_bytes=ACCESSES * itemsize,
+        step_bytes=ADAMW_ACCESSES * itemsize,
         note="; ".join(notes),
     )
 
