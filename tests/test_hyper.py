@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamas import Hyper, RMSpropHyper, SGDHyper
@@ -52,6 +52,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     }
 
 
+@settings(deadline=None)
 @given(
     beta=st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from((0.9, 0.95, 0.999, 0.9999))),
     step=st.one_of(st.integers(1, 300), st.sampled_from((1000, 4097))),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import numbers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamas import RMSpropHyper, SGDHyper, formats, reference
@@ -80,6 +80,7 @@ def test_documentation(hyper: Any) -> None:
     assert state["step"] == STEPS
 
 
+@settings(deadline=None)
 @given(
     grad=st.floats(-1e10, 1e10, width=32),
     noise=st.sampled_from([0.0, 1e-7, 1e-3]),
@@ -101,6 +102,7 @@ def test_a_centered_step_is_finite(
 
 
 @pytest.mark.parametrize("moments", formats.FORMATS)
+@settings(deadline=None)
 @given(
     alpha=st.sampled_from([0.0, 0.5, 0.9, 0.99]),
     binades=st.integers(0, 60),

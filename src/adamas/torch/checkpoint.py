@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import formats
 from ..hyper import Rule
-from .hyperparameters import MARKS, NAMES, rule_of
+from .hyperparameters import NAMES, mark_of, rule_of
 from .kinds import Kind, kept, kind_of
 from .recode import State, format_of
 from .scales import gather, shard
@@ -176,13 +176,13 @@ def parts(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[Any]]:
 def _check_rule(saved_groups: list[Any], rule: type[Rule]) -> None:
     """Raises where groups have not the options of a rule, but perhaps another's."""
     own = NAMES[rule.rule]
-    mark = next(mark for mark, of in MARKS.items() if of is rule)
+    mark = mark_of(rule)
     for group in saved_groups:
         if (saved := rule_of(group)) is not rule:
+            has = f"with {mark_of(saved)}" if saved and mark in group else f"without {mark}"
             other = f", but {NAMES[saved.rule]}'s: load it there" if saved else ""
             raise ValueError(
-                f"the state dictionary has parameter groups without {mark}: it is not {own}'s"
-                + other
+                f"the state dictionary has parameter groups {has}: it is not {own}'s{other}"
             )
 
 

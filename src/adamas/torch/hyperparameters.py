@@ -29,11 +29,16 @@ def rule_of(group: Mapping[str, Any]) -> type[Rule] | None:
     return None
 
 
+def mark_of(rule: type[Rule]) -> str:
+    """The option that tells a rule."""
+    return next(mark for mark, of in MARKS.items() if of is rule)
+
+
 def check_rule(group: Mapping[str, Any], rule: type[Rule]) -> None:
     """Raises where a group has options by which it would be taken for another rule's."""
     other = rule_of(group)
     if other not in (rule, None):
-        mark = next(mark for mark, of in MARKS.items() if of is other)
+        mark = mark_of(other)
         raise ValueError(
             f"{mark} is an option of {NAMES[other.rule]}, got {group[mark]!r} in a group of "
             f"{NAMES[rule.rule]}: leave it out, or use adamas.torch.{NAMES[other.rule]}"
@@ -50,7 +55,7 @@ def hyper_of(group: dict[str, Any]) -> Rule:
     """A parameter group's hyperparameters, checked; tensors of one element are numbers."""
     rule: Any = rule_of(group)
     if rule not in (None, Hyper):
-        return _other(rule, *(_number(each.name, group[each.name]) for each in fields(rule)))
+        return _other(rule, *[_number(option, group[option]) for option in _options(rule)])
     try:
         beta1, beta2 = group["betas"]
     except (TypeError, ValueError):
@@ -155,6 +160,11 @@ def _hyper(
 def _other(rule: Any, *options: float) -> Rule:
     hyper: Rule = rule(*options)
     return hyper
+
+
+@lru_cache
+def _options(rule: Any) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(rule))
 
 
 @lru_cache
