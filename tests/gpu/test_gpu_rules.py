@@ -111,3 +111,14 @@ def test_parts_of_a_tensor_round_as_the_whole(
         for name in ("momentum", "RMSprop, momentum")
     ]
     compare(rows, device)
+
+
+def test_a_variance_is_not_below_zero(device: torch.device) -> None:
+    """Of gradients that stay as they are: v less m * m is what rounding leaves of it."""
+
+    def spoil(grad: np.ndarray, t: int) -> np.ndarray:
+        return np.linspace(0.1, 1.0, grad.size).astype(grad.dtype)
+
+    rows = [Row("float32", "float32", "float32", None, False, 200)]
+    hyper = RMSpropHyper(0.1, alpha=0.1, centered=True)
+    compare(rows, device, hyper, before=0, steps=12, spoil=spoil)

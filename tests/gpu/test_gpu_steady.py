@@ -17,7 +17,7 @@ import torch
 from devices import give, weights
 
 from adamas.torch import AdamW, gpu, step_in_backward
-from adamas.torch.gpu import kernels, prepare
+from adamas.torch.gpu import kernels, prepare, sets
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.launches import Launches
 from adamas.torch.gpu.staging import Staging
@@ -89,7 +89,7 @@ def test_a_step_while_nothing_moves(name: str, device: torch.device, done: Count
         done.clear()
         optimizer.param_groups[0]["lr"] = 0.05
         optimizer.step()
-        assert dict(done) == cost | {"bytes": 12 * 8}
+        assert dict(done) == cost | {"bytes": 8 * sets.COLUMNS}
 
 
 @pytest.mark.parametrize("name", COSTS)
