@@ -635,6 +635,40 @@ def test_a_compiled_step_has_the_bits_of_a_plain_one() -> None:
     assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
+@pytest.mark.parametrize("whole", [True, False], ids=["traced", "left to Python"])
+def test_what_a_compiled_loop_steps_is_not_compiled(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = AdamW([p], lr=0.1)
+    compilers, traced, take = [], [], optimizer._take
+
+    def watched(*arguments: object) -> object:
+        compilers.append(torch._C._dynamo.eval_frame.get_eval_frame_callback())
+        traced.append(torch.compiler.is_dynamo_compiling())
+        return take(*arguments)
+
+    def train() -> None:
+        p.grad = torch.ones(3)
+        optimizer.step()
+
+    def train_in_try() -> None:
+        try:  # a break in it leaves all of the function to Python
+            torch._dynamo.graph_break()
+            train()
+        finally:
+            p.grad = None
+
+    monkeypatch.setattr(optimizer, "_take", watched)
+    compiled = torch.compile(train if whole else train_in_try, backend="eager")
+    for _ in range(3):
+        compiled()
+    assert compilers == [None] * 3
+    assert not any(traced)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("dense", [True, False])
 def test_denormals_in_a_thread_that_flushes_them(dtype: torch.dtype, dense: bool) -> None:

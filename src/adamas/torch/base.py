@@ -130,15 +130,16 @@ class Optimizer(torch.optim.Optimizer):
             or torch.autograd.profiler._is_profiler_enabled
         ) and type(self).step is Optimizer.step:  # torch has wrapped a subclass's own
             return _step_with_hooks(self, *args, **options)
-        result: float | None = self._step(*args, **options)  # hooks see what the caller gave
-        return result
+        # Compiled, the step would be traced into NumPy and the core: it runs as it is. What torch
+        # does for that takes longer than a small step, so only where code is compiled.
+        if torch.compiler.is_dynamo_compiling() or _compiler() is not None:
+            return _step_uncompiled(self, *args, **options)
+        return self._step(*args, **options)  # hooks see what the caller gave
 
     # torch would wrap ``step`` in its hooks and a profiler's record, which cost more than a step of
     # a small model even where there are none.
     step.hooked = True  # type: ignore[attr-defined]
 
-    # Compiled, the step would be traced into NumPy and the core: it runs as it is.
-    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
@@ -297,4 +298,9 @@ _OWN: dict[str, Any] = {
     "last_grad_norm": None,
 }
 
-_step_with_hooks = Optimizer.profile_hook_step(Optimizer._step)
+_step_uncompiled: Callable[..., float | None] = torch._disable_dynamo(Optimizer._step)  # type: ignore[attr-defined]
+_step_with_hooks = Optimizer.profile_hook_step(_step_uncompiled)
+# What compiles the code that this thread runs, None for nothing.
+_compiler: Callable[[], object] = getattr(
+    torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True
+)
