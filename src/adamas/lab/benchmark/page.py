@@ -49,14 +49,19 @@ def _machine(report: Report) -> str:
 
 def _bars_section(report: Report) -> str:
     verdict = {
-        True: '<span class="good">✓ held</span>',
-        False: '<span class="bad">✗ missed</span>',
+        True: ' <span class="good">✓ held</span>',
+        False: ' <span class="bad">✗ missed</span>',
         None: "not measured",
     }
     rows = [
-        (escape(bar.text), bar.bound, number(bar.value), verdict[bar.holds]) for bar in report.bars
+        (
+            escape(bar.text),
+            bar.bound,
+            ("" if bar.value is None else number(bar.value)) + verdict[bar.holds],
+        )
+        for bar in report.bars
     ]
-    return section("Bars", table(("", "bound", "measured", ""), rows))
+    return section("Bars", table(("", "bound", "measured"), rows))
 
 
 def _result_section(result: Result) -> str:
@@ -199,6 +204,10 @@ def _growth(scaling: Scaling, per_parameter: bool) -> Figure:
         exponentformat="power",
         # A little wider than the data, or the last label is left out.
         range=[ends[0] - 0.05, ends[1] + 0.05],
+        # Away from the labels of the other axis.
+        ticks="outside",
+        ticklen=6,
+        tickcolor="rgba(0,0,0,0)",
     )
     title = "ns a parameter" if per_parameter else "ms a step"
     y = axis(title, type="log", dtick=1, exponentformat="power")
