@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from searches import SCRIPT
 
 from adamas import cli
 
@@ -26,3 +27,12 @@ def adamas(
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A file of functions to search, in the folder of the test."""
+    path = tmp_path / "my_train.py"
+    path.write_text(SCRIPT)
+    (tmp_path / "pause").write_text("0")
+    return path

@@ -11,33 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, browse
+from races import PLACES, STEPS, data, raced_page
 from tables import mixed_csv
 
-from adamas.lab.arenas import SurfaceArena
 from adamas.lab.comparefigures import MOST_STARTS
-from adamas.lab.comparepage import compare_page
-from adamas.lab.race import race
-from adamas.lab.racers import line_up
 from adamas.lab.surfaces import SURFACES
 
 Adamas = Callable[..., tuple[int, str, str]]
 
-PLACES = ("saddle", "beale")
-STEPS = 120
 FAST = ("--steps=12", "--seeds=2", "--lr=1e-2,1e-1")
 
 
 def found(folder: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((Path(folder) / "compare.json").read_text())
     return content
-
-
-def data(html: str) -> dict[str, Any]:
-    """The races in a page, read as a browser reads them."""
-    text = re.search(r'<script type="application/json" id="race">(.*?)</script>', html, re.S)
-    assert text
-    return dict(json.loads(text[1])["arenas"])
 
 
 def test_compare(adamas: Adamas, tmp_path: Path) -> None:
@@ -98,10 +85,7 @@ def test_the_same_again(adamas: Adamas) -> None:
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    """The page of some surfaces and a whole line-up."""
-    racers = line_up(None, "bfloat16,int8,int4", theirs=True)
-    arenas = [SurfaceArena(SURFACES[name], STEPS, per_decade=1) for name in PLACES]
-    return compare_page([race(a, racers, (0.1, 0.1), 5) for a in arenas], [("seeds", "5")])
+    return raced_page()
 
 
 def test_page(html: str) -> None:
@@ -136,44 +120,6 @@ def test_page_where_all_diverge(adamas: Adamas) -> None:
     raced = found("x")["races"]
     assert [race["results"][0]["final_loss"]["median"] for race in raced] == [None, None]
     assert raced[0]["results"][0]["score"] is None
-
-
-DRIVE = """<script>{
-const seen = [];
-const dots = () => {
-  const traces = document.getElementById("path").data.filter((t) => t.mode === "markers");
-  return traces.filter((t) => t.meta !== undefined && t.visible !== false).map((t) => t.x[0]);
-};
-const press = (group, k) => document.querySelectorAll(`#${group} button`)[k].click();
-const put = (id, value, event) => {
-  document.getElementById(id).value = value;
-  document.getElementById(id).dispatchEvent(new Event(event));
-};
-press("arena", 1);
-seen.push([document.getElementById("at").textContent, dots()]);
-put("frame", "0", "input");
-seen.push([document.getElementById("at").textContent, dots()]);
-put("start", "2", "change");
-seen.push([document.getElementById("at").textContent, dots()]);
-press("racers", 0);
-seen.push([document.querySelectorAll("[data-arena]:not([hidden])").length, dots()]);
-document.body.textContent = JSON.stringify(seen);
-}</script>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_page_in_a_browser(html: str, tmp_path: Path) -> None:
-    seen = json.loads(browse(html.replace("</body>", f"{DRIVE}</body>"), tmp_path))
-    beale = data(html)["beale"]
-
-    def dots(frame: int, start: int) -> list[float]:
-        return [path[start][0][frame] for path in beale["paths"]]
-
-    last = len(beale["at"]) - 1
-    assert seen[0] == [f"step {STEPS}", dots(last, 0)]
-    assert seen[1] == ["step 0", dots(0, 0)]
-    assert seen[2] == ["step 0", dots(0, 2)]
-    assert seen[3] == [2, dots(0, 2)[1:]]
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,21 @@
-"""``adamas explain``: its numbers are the specification's, in the terminal and in the page."""
+"""``adamas explain``: its numbers are the specification's."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, browse
 
 from adamas import cli, reference
 from adamas.hyper import Hyper, bias_correction
-from adamas.lab.explain import Lesson, number, prepare
-from adamas.lab.explain_page import explain_page
+from adamas.lab.explain import number
 from adamas.lab.problems import PROBLEMS, Problem, by_hand
-from adamas.lab.trace import Step, trace
+from adamas.lab.trace import trace
 
 Adamas = Callable[..., tuple[int, str, str]]
 GIVEN = by_hand((1.0, 0.0, -2.0, 3e-9))
@@ -209,110 +204,3 @@ def test_page_is_one_small_file(adamas: Adamas, tmp_path: Path) -> None:
     for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "steps"):
         assert f'<label for="{name}">' in html
         assert f'<input type="range" id="{name}"' in html
-
-
-def page_of(problem: str | None, hyper: Hyper, **more: Any) -> tuple[Lesson, str]:
-    lesson = prepare(hyper, problem, **more)
-    return lesson, explain_page(lesson)
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node")
-def test_page_computes_the_same_bits() -> None:
-    """The page's own script and data, in Node: by equality, whatever is computed."""
-    cases = [
-        (name, hyper, None, None, 1000 if k % 2 else 20)
-        for k, (name, hyper) in enumerate((name, hyper) for name in PROBLEMS for hyper in HYPERS)
-    ]
-    cases += [(None, hyper, "1,0,-2,3e-9", "-0.1", 9) for hyper in HYPERS]
-    cases += [("tilted", Hyper(1e-3, (0.9, 0.999)), None, "0.1,1e100", 9)]
-    lessons, data = [], []
-    for name, hyper, gradients, start, steps in cases:
-        lesson, html = page_of(name, hyper, gradients=gradients, start=start, steps=steps)
-        lessons.append(lesson)
-        found = re.search(r'<script type="application/json" id="lesson">(.*?)</script>', html)
-        assert found
-        data.append(found[1])
-    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    call = """
-    const found = lessons.map(({ problems, problem, hyper, start }) =>
-      trace(problems.find(({ name }) => name === problem), hyper, hyper.steps, start));
-    process.stdout.write(JSON.stringify(found, (key, x) => typeof x === "number" ? String(x) : x));
-    """
-    program = f"{''.join(scripts)}\nconst lessons = [{','.join(data)}];{call}"
-    done = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, check=True)
-    for lesson, steps in zip(lessons, json.loads(done.stdout), strict=True):
-        expected = trace(lesson.problem, lesson.hyper, lesson.steps, lesson.start)
-        assert len(steps) == len(expected)
-        for step, own in zip(expected, steps, strict=True):
-            for key in Step._fields:
-                value = getattr(step, key)
-                read = None if own[key] is None else np.float64(own[key])
-                assert np.array_equal(value, read, equal_nan=value is not None), (lesson, key)
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node")
-def test_page_writes_numbers_as_the_terminal_does() -> None:
-    values = [0.0, -0.0, 1.0, 13.625, -13.635, 9999.4, 9999.5, 12345.0, 1e-4, 9.99996e-5, 1e-8]
-    values += [2e300, 123456789.0, 0.1 + 0.2, float("inf"), float("-inf"), float("nan"), 1e100]
-    _, html = page_of(None, HYPERS[0])
-    scripts = "".join(re.findall(r"<script>(.*?)</script>", html, re.DOTALL))
-    numbers = ",".join(map(str, values)).replace("inf", "Infinity").replace("nan", "NaN")
-    program = f"{scripts}\nprocess.stdout.write([{numbers}].map(number).join(' '))"
-    done = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, check=True)
-    assert done.stdout.replace("NaN", "nan").split() == [number(value) for value in values]
-
-
-DRIVE = """<script>
-const seen = [];
-const see = () => seen.push(document.getElementById("outcome").textContent);
-const put = (id, value, event = "input") => {
-  const field = document.getElementById(id);
-  field.value = value;
-  field.dispatchEvent(new Event(event));
-  see();
-};
-see();
-put("steps", "25");
-put("lr", "-2");
-put("beta1-value", "1.5");
-seen.push(document.getElementById("wrong").textContent);
-put("beta1-value", "0.5");
-for (const name of document.getElementById("problem").options) put("problem", name.value, "change");
-document.getElementById("reset").click();
-see();
-document.body.textContent = JSON.stringify(seen);
-</script>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_page_draws_what_overflows(tmp_path: Path) -> None:
-    _, html = page_of(None, Hyper(1e308, (0.0, 0.999)), gradients="1,-1,-1", start="0", steps=9)
-    drawn = re.findall(r"<svg.*?</svg>", browse(html, tmp_path), re.DOTALL)
-    assert len(drawn) == 4
-    assert not re.search("NaN|Infinity", "".join(drawn))
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_page_follows_its_sliders(tmp_path: Path) -> None:
-    lesson, html = page_of("ravine", Hyper(0.1), gradients=None, start="-1,1", steps=8)
-    seen = json.loads(browse(html.replace("</body>", f"{DRIVE}</body>"), tmp_path))
-
-    def outcome(problem: Problem, lr: float, beta1: float, steps: int) -> str:
-        start = lesson.start if problem is lesson.problem else problem.start
-        last = trace(problem, Hyper(lr, (beta1, 0.999)), steps, start)[-1]
-        end = ", ".join(number(float(x)) for x in last.new)
-        losses = [problem.loss(np.array(start)), last.loss]
-        before, after = (number(loss) for loss in losses if loss is not None)
-        return f"After {steps} steps, p is {end}; the loss went from {before} to {after}."
-
-    ravine = lesson.problem
-    assert seen[:4] == [
-        outcome(ravine, 0.1, 0.9, 8),
-        outcome(ravine, 0.1, 0.9, 25),
-        outcome(ravine, 0.01, 0.9, 25),
-        outcome(ravine, 0.01, 0.9, 25),
-    ]
-    assert seen[4] == "beta1 must be in [0, 1); drawn is 0.9."
-    assert seen[5] == outcome(ravine, 0.01, 0.5, 25)
-    assert seen[6:-1] == [outcome(problem, 0.01, 0.5, 25) for problem in PROBLEMS.values()]
-    assert seen[-1] == seen[0]

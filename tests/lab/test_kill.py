@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import assert_same, state
 from tables import mixed_csv
-from test_train import assert_same, state
 
 KILLS = 50
 OPTIONS = ["--epochs=100", "--layers=8", "--batch-size=4", "--weight-decay=0.1", "--seed=5"]

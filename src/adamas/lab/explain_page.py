@@ -33,7 +33,7 @@ circle.minimum { fill: none; stroke: var(--muted); stroke-width: 2; }
 svg .thin { stroke-width: 1.3; stroke-opacity: 0.6; }
 svg .dashed { stroke-width: 1.3; stroke-dasharray: 4 4; stroke-opacity: 0.75; }
 circle.quiet { opacity: 0; } circle.quiet:hover { opacity: 1; }
-.steps { max-height: 26rem; overflow: auto; }
+.steps { max-height: 26rem; overflow: auto; } .steps + h3 { margin-top: 1.25rem; }
 .steps th, .steps td, .steps th:first-child, .steps td:first-child { text-align: right;
   white-space: nowrap; min-width: 0; padding: 0.25rem 0.3rem; }
 .steps thead th { position: sticky; top: 0; background: var(--card); }

@@ -81,7 +81,7 @@ def _cells(
     numbers: Figure = {
         "text": [[f"{count:,}" if count else "" for _, count in row] for row in cells],
         "texttemplate": "%{text}",
-        "textfont": {"size": 9 if len(names) > 14 else 12},
+        "textfont": {"size": 9 if len(names) > 14 else 12, "color": theme("text")},
     }
     return {
         "type": "heatmap",
@@ -90,7 +90,8 @@ def _cells(
         "hovertemplate": "%{customdata}<extra></extra>",
         "hoverongaps": False,
         "zmin": -0.25 * most,
-        "zmax": most,
+        # Half of the colour at most behind a number, so that it can be read.
+        "zmax": (2.25 if few else 1) * most,
         "colorscale": [[0, theme("card")], [1, theme(colour)]],
         "showscale": False,
         **_gaps(few),

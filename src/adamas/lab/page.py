@@ -52,7 +52,8 @@ th, td { padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid var
   white-space: nowrap; } th { color: var(--muted); font-weight: 500; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal;
   min-width: 8rem; }
-td.wide { white-space: normal; text-align: left; min-width: 11rem; color: var(--muted); }
+td.wide:not(:first-child) { white-space: normal; text-align: left; min-width: 11rem;
+  color: var(--muted); }
 tr.mine td { color: var(--accent); font-weight: 600; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .names td:nth-child(2), .names th:nth-child(2) { text-align: left; white-space: normal; }
@@ -318,9 +319,11 @@ def layout(height: int, **more: object) -> Figure:
 
 def axis(title: str = "", **more: object) -> Figure:
     """An axis of the style that every figure shares."""
+    # plotly writes powers larger by a quarter.
+    size = 9.6 if more.get("exponentformat") == "power" else 12
     return {
         "title": {"text": title, "standoff": 10, "font": {"color": theme("muted"), "size": 12}},
-        "tickfont": {"color": theme("muted"), "size": 12},
+        "tickfont": {"color": theme("muted"), "size": size},
         "automargin": True,
         "gridcolor": theme("line"),
         "linecolor": theme("line"),

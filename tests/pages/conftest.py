@@ -1,0 +1,81 @@
+"""Pages in a real browser: Chromium without a window, and what it says of each page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pages import PAGES, Visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+# Set where a browser must be there, so that nothing passes by not being tested.
+REQUIRED = "ADAMAS_BROWSER"
+
+
+def lacking(what: str) -> None:
+    """Skips, or fails where a browser is required."""
+    (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(what)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, started once: the system's, since nothing is downloaded here."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if program is None:
+        lacking("there is no Chromium: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        lacking("there is no Playwright: pip install playwright")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def visit(browser: Browser) -> Visit:
+    """Opens a file: the page, and a list of what it complains of or asks for beside it."""
+
+    @contextmanager
+    def visit(file: Path) -> Iterator[tuple[Page, list[str]]]:
+        said: list[str] = []
+
+        def refuse(route: Route) -> None:
+            said.append(f"asked for {route.request.url}")
+            route.abort()
+
+        with browser.new_context() as context:
+            context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), refuse)
+            page = context.new_page()
+            page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+            page.on("pageerror", lambda error: said.append(f"error: {error}"))
+            page.goto(file.as_uri())
+            yield page, said
+
+    return visit
+
+
+@pytest.fixture(scope="session", params=PAGES)
+def visited(
+    request: pytest.FixtureRequest, visit: Visit, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Page, list[str]]]:
+    """Each page, written and opened once."""
+    name = request.param
+    with visit(PAGES[name].write(tmp_path_factory.mktemp("page"))) as (page, said):
+        yield name, page, said
+
+
+@pytest.fixture
+def page(visited: tuple[str, Page, list[str]]) -> Iterator[Page]:
+    """Each page; what it says on its console, or asks for, fails the test."""
+    _, page, said = visited
+    yield page
+    assert said == []
