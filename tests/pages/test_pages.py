@@ -90,7 +90,7 @@ def use(control: Locator) -> None:
     """Sets a control to something else than it was."""
     kind = control.evaluate("(element) => element.type || element.localName")
     if kind == "select-one":
-        control.select_option(index=0)
+        control.select_option(index=control.evaluate("(select) => select.selectedIndex ? 0 : 1"))
     elif kind == "range":
         control.press("End")
     else:
