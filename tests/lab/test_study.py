@@ -232,6 +232,21 @@ def postgres() -> Iterator[tuple[str, Callable[[], object]]]:
         shutil.rmtree(home)
 
 
+def stop_in_time(url: str, stop: Callable[[], object]) -> None:
+    """Stops the server once there are more trials than now."""
+    with import_module("psycopg").connect(url, autocommit=True) as connection:
+
+        def count() -> int:
+            return int(connection.execute("select count(*) from trials").fetchone()[0])
+
+        before = count()
+        for _ in range(600):
+            if count() > before:
+                break
+            time.sleep(0.1)
+        stop()
+
+
 def test_postgresql(
     adamas: Adamas, script: Path, postgres: tuple[str, Callable[[], object]]
 ) -> None:
@@ -250,7 +265,7 @@ def test_postgresql(
     assert 9 <= int(done[1]) <= 10  # two that begin at the same moment do not see each other
 
     Path("pause").write_text("0.1")
-    later = threading.Timer(1, stop)
+    later = threading.Thread(target=stop_in_time, args=(url, stop))
     later.start()
     status, _, err = adamas("tune", "--resume=two", "--jobs=1", "--trials=1000")
     later.join()
