@@ -127,6 +127,7 @@ class Hyper:
         return exact if compute == "float64" else _to_float32(exact)
 
 
+@lru_cache(maxsize=8)  # groups mostly share them
 def bias_correction(beta: float, step: int) -> float:
     """``1 - beta^step``, rounded once.
 

@@ -34,8 +34,10 @@ def hyper_of(group: dict[str, Any]) -> Hyper:
 
 def on_device(group: dict[str, Any]) -> bool:
     """Whether a hyperparameter is a tensor on a device other than the CPU."""
-    values = group["lr"], *group["betas"]
-    return any(isinstance(value, Tensor) and value.device.type != "cpu" for value in values)
+    for value in (group["lr"], *group["betas"]):  # each step asks: any() would take twice as long
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            return True
+    return False
 
 
 def device_row(group: dict[str, Any], compute: str, device: torch.device) -> list[float]:
@@ -80,7 +82,7 @@ _LARGE = 1e15  # beyond which it is worth looking
 
 
 def _number(name: str, value: Any) -> Any:
-    if not isinstance(value, Tensor | np.ndarray):
+    if type(value) is float or not isinstance(value, (Tensor, np.ndarray)):
         return value
     if math.prod(value.shape) != 1:
         raise ValueError(
