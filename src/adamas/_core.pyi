@@ -1,9 +1,11 @@
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 def isas() -> list[str]: ...
+def environment(name: str) -> str | None: ...
 def step(
     rows: NDArray[np.int64],
     coefficients: NDArray[np.float64],
@@ -22,7 +24,7 @@ def square_sum(
 def exact_square_sum(
     rows: NDArray[np.int64], scale: float, threads: int, grain: int
 ) -> list[int]: ...
-def identical(one: list[Any], other: list[Any]) -> bool: ...
+def identical(one: Iterable[Any], other: list[Any]) -> bool: ...
 
 class Watch:
     def __init__(

@@ -329,6 +329,7 @@ class RMSpropHyper(Rule):
         )
 
 
+@lru_cache(maxsize=8)  # groups mostly share them
 def bias_correction(beta: float, step: int) -> float:
     """``1 - beta^step``, rounded once.
 

@@ -200,11 +200,13 @@ def _processors() -> int:
 
 
 def _isa_index(isa: str | None) -> int:
-    return _index_of(isa or os.environ.get("ADAMAS_ISA") or isas()[0])
+    return _index_of(isa or _core.environment("ADAMAS_ISA"))
 
 
 @lru_cache(maxsize=16)
-def _index_of(name: str) -> int:
+def _index_of(name: str | None) -> int:
+    if not name:
+        return 0
     if name not in isas():
         raise ValueError(
             f"ADAMAS_ISA must be one of {', '.join(isas())} on this processor, got {name!r}"

@@ -133,7 +133,8 @@ class Optimizer(torch.optim.Optimizer):
         # Compiled, the step would be traced into NumPy and the core: it runs as it is. What torch
         # does for that takes longer than a small step, so only where code is compiled.
         if torch.compiler.is_dynamo_compiling() or _compiler() is not None:
-            return _step_uncompiled(self, *args, **options)
+            result: float | None = _step_uncompiled(self, *args, **options)
+            return result
         return self._step(*args, **options)  # hooks see what the caller gave
 
     # torch would wrap ``step`` in its hooks and a profiler's record, which cost more than a step of
@@ -146,7 +147,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):  # no_grad() takes twice as long
             request = request_of(self)
             plan = self._plan = ready(self._plan, groups, self.state, needs(request))
             try:

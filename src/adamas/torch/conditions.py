@@ -22,7 +22,7 @@ def request_of(optimizer: Optimizer) -> Request | None:
     found_inf, grad_scale = _of_scaler(optimizer)
     max_norm, skip_nonfinite = optimizer.max_grad_norm, optimizer.skip_nonfinite
     groups = optimizer.param_groups
-    captures = any(group.get("capturable") or on_device(group) for group in groups)
+    captures = any([group.get("capturable") or on_device(group) for group in groups])
     found = found_inf if isinstance(found_inf, Tensor) else None
     scaled = found is not None or grad_scale is not None
     if not (scaled or captures or skip_nonfinite or max_norm is not None):

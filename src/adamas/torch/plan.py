@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from contextlib import nullcontext
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 Groups = list[dict[str, Any]]  # torch's param_groups
 NOTHING = Needs()
+_PARAMS = itemgetter("params")
+_NO_STEPS = np.zeros(0, np.int64)
 States = MutableMapping[Tensor, State]
 
 
@@ -97,9 +100,9 @@ class Plan:
             states[entry.param] = entry.state
         if needs.counts and self.alone:
             self.alone.count()
-        self._params = params = _params(groups)
+        self._params = [list(group["params"]) for group in groups]
         self._states = list(states.values())
-        self._waiting = [param for param in params if param not in states]
+        self._waiting = [p for params in self._params for p in params if p not in states]
         self._kinds = kinds
         self._grads: list[tuple[Entry, Tensor]] = []  # of the plain ones, of the last look
         self._with_grad: list[int] = []
@@ -108,8 +111,9 @@ class Plan:
         """Whether the plan is still of these parameters and states, and such steps."""
         return (
             needs == self._needs
-            and native.identical(_params(groups), self._params)
-            and native.identical(list(states.values()), self._states)
+            and len(groups) == len(self._params)
+            and all(map(native.identical, map(_PARAMS, groups), self._params))
+            and native.identical(states.values(), self._states)
             and all(param.grad is None for param in self._waiting)
             and all(map(is_of, groups, self._kinds))
         )
@@ -193,10 +197,10 @@ class Plan:
         self._refuse_capture()
         hypers = [hyper_of(group) for group in groups]
         grads, self._grads = self._grads, []
-        steps = [table.steps.copy() for table in self._tables]
+        steps = [table.steps for table in self._tables]
         self.taken = Taken(
             self._fast,
-            np.concatenate([np.zeros(0, np.int64), *steps]),
+            np.concatenate(steps or [_NO_STEPS]),
             [entry for entry, _ in grads],
             hypers,
             unscale,
@@ -248,7 +252,7 @@ class Plan:
     def everything(self, groups: Groups) -> Taken:
         """What a step of all that were ever stepped would have gone by."""
         entries = [e for e in (*self._fast, *self._plain) if int(e.state["step"])]
-        return Taken([], np.zeros(0, np.int64), entries, [hyper_of(group) for group in groups])
+        return Taken([], _NO_STEPS, entries, [hyper_of(group) for group in groups])
 
     def _refuse_capture(self) -> None:
         stepped = [entry for entry, _ in self._grads]
@@ -302,10 +306,6 @@ def name_of(group: dict[str, Any], number: int, i: int) -> str:
     """What errors and statistics call the parameter i of the group of this number."""
     names = group.get("param_names")
     return str(names[i]) if names else f"parameter {i} of group {number}"
-
-
-def _params(groups: Groups) -> list[Tensor]:
-    return [param for group in groups for param in group["params"]]
 
 
 def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) -> Iterator[Entry]:
