@@ -147,7 +147,7 @@ def compare(
     lr: Annotated[
         str | None,
         typer.Option(
-            help="LOW,HIGH of those tried.", show_default="1e-4,1; of a training 1e-3,3.2"
+            help="LOW,HIGH of those tried.", show_default="1e-4,10; of a training 1e-3,3.2"
         ),
     ] = None,
     steps: Annotated[
