@@ -158,11 +158,12 @@ class Outline(NamedTuple):
     code: list[tuple[str, str]]
     headings: list[str]
     cells: list[list[str]]
+    numbers: list[str]
     links: list[str]
 
 
 def outline(path: Path) -> Outline:
-    code, headings, cells, links = [], [], [], []
+    code, headings, cells, numbers, links = [], [], [], [], []
     inside = ""
     for token in tokens(path):
         if token.type == "fence":
@@ -174,12 +175,14 @@ def outline(path: Path) -> Outline:
         elif token.type in ("td_close", "th_close"):
             inside = ""
         elif token.type == "inline":
+            found = re.findall(r"\d+(?:[.,]\d+)*", token.content)
+            numbers += found
             if inside:
-                cells.append(re.findall(r"\d+(?:[.,]\d+)*", token.content))
+                cells.append(found)
             links += [
                 str(child.attrs["href"]) for child in token.children or () if "href" in child.attrs
             ]
-    return Outline(code, headings, cells, sorted(links))
+    return Outline(code, headings, cells, sorted(numbers), sorted(links))
 
 
 @pytest.mark.parametrize("part", Outline._fields)

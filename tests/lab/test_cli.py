@@ -70,6 +70,7 @@ def test_full_output(adamas: Adamas, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["train", "none.csv", "--target=a"], "none.csv does not exist"),
+        (["train", "digit"], "did you mean 'digits'?"),
         (["train", "mixed.csv"], "--target is needed"),
         (["train", "mixed.csv", "--target=Price"], "did you mean 'price'?"),
         (["train", "--epochs=ten"], "Invalid value for '--epochs'"),
@@ -119,6 +120,21 @@ def test_help(adamas: Adamas) -> None:
         _, out, err = adamas(*arguments)
         assert "train" in out
         assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("train", "256,128"),
+        ("tune", "1e-10,1e-4"),
+        ("compare", "all but CSV files"),
+        ("memory", "as the weights"),
+        ("convert", "as the source says"),
+        ("explain", "the problem's"),
+    ],
+)
+def test_help_tells_the_defaults(adamas: Adamas, command: str, default: str) -> None:
+    assert f"[default: ({default})]" in adamas(command, "--help")[1]
 
 
 def test_help_imports_nothing_heavy() -> None:

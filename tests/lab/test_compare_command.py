@@ -140,6 +140,7 @@ def test_page_where_all_diverge(adamas: Adamas) -> None:
         (["--moments=int9"], "got 'int9'; did you mean 'int8'?"),
         (["--lr=1,1e-3"], "--lr 1,1e-3 is an empty range: the low end must be below the high one"),
         (["--lr=0,1"], "--lr must be finite and above 0, got 0,1"),
+        (["--lr=1e-3,1e39"], "--lr must be from 1e-30 to 1e+30, got 1e-3,1e39"),
         (["--lr=low"], "--lr must be numbers with commas between them"),
         (["--seeds=0"], "--seeds must be from 1 to 100, got 0"),
         (["--steps=0"], "--steps must be from 1 to 100,000, got 0"),

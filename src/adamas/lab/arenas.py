@@ -101,7 +101,7 @@ class SurfaceArena:
 
     surface: Surface
     steps: int
-    ends: tuple[float, float] = (1e-4, 1.0)
+    ends: tuple[float, float] = (1e-4, 10.0)
     per_decade: int = 4
     sweep_seeds: int | None = None
     near: float = 1e-3
@@ -301,5 +301,5 @@ def marks(steps: int, most: int) -> NDArray[np.int64]:
 
 def learning_rates(low: float, high: float, per_decade: int) -> list[float]:
     """Learning rates from low to high, evenly spaced by their logarithm, of two digits each."""
-    count = max(round(np.log10(high / low) * per_decade), 0 if low == high else 1) + 1
+    count = max(round((np.log10(high) - np.log10(low)) * per_decade), 0 if low == high else 1) + 1
     return list(dict.fromkeys(float(f"{lr:.2g}") for lr in np.geomspace(low, high, count)))

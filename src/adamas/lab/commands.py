@@ -12,7 +12,7 @@ import typer
 
 def train(
     data: Annotated[
-        Path | None, typer.Argument(help="A CSV file; handwritten digits without one.")
+        str | None, typer.Argument(help="digits, or a CSV file.", show_default="digits")
     ] = None,
     target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
     classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
@@ -21,48 +21,50 @@ def train(
         list[str] | None, typer.Option(help="A column to leave out; may be repeated.")
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Widths of the hidden layers.  [default: 256,128]")
+        str | None, typer.Option(help="Widths of the hidden layers.", show_default="256,128")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data.  [default: for about 2000 steps]")
+        int | None, typer.Option(help="Passes over the data.", show_default="for about 2000 steps")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows a step.  [default: by the number of rows]")
+        int | None, typer.Option(help="Rows a step.", show_default="by the number of rows")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: 0.001]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="0.001")] = None,
     betas: Annotated[
-        str | None, typer.Option(help="Decay rates of the moments.  [default: 0.9,0.999]")
+        str | None, typer.Option(help="Decay rates of the moments.", show_default="0.9,0.999")
     ] = None,
     eps: Annotated[
-        float | None, typer.Option(help="Added to the denominator.  [default: 1e-8]")
+        float | None, typer.Option(help="Added to the denominator.", show_default="1e-8")
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Decoupled, as in AdamW.  [default: 0.01]")
+        float | None, typer.Option(help="Decoupled, as in AdamW.", show_default="0.01")
     ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
-            help="Of the learning rate: cosine, down to 1 % of it, or constant.  [default: cosine]"
+            help="Of the learning rate: cosine, down to 1 % of it, or constant.",
+            show_default="cosine",
         ),
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(help="Of classes, in [0, 1).  [default: 0.1]")
+        float | None, typer.Option(help="Of classes, in [0, 1).", show_default="0.1")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of split, weights and batches.  [default: 0]")
+        int | None, typer.Option(help="Of split, weights and batches.", show_default="0")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.  [default: cpu]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cpu")] = None,
     validation: Annotated[
-        float | None, typer.Option(help="Fraction of the rows to validate on.  [default: 0.2]")
+        float | None, typer.Option(help="Fraction of the rows to validate on.", show_default="0.2")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder.  [default: runs/NAME-NUMBER]")
+        Path | None, typer.Option(help="The run's folder.", show_default="runs/NAME-NUMBER")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="A run's folder, to continue it.")] = None,
 ) -> None:
     """Train a multilayer perceptron with AdamW on a CSV file or on handwritten digits."""
     from . import UserError, run
     from .folder import next_folder
+    from .objective import find_task
 
     given = only_given(
         layers=numbers("--layers", layers, int),
@@ -79,9 +81,10 @@ def train(
         validation=validation,
     )
     kind = kind_of(classification, regression)
+    path = find_task(data)
     if resume is None:
         drops = tuple(drop or ())
-        _train(run.start(data, lambda name: out or next_folder(name), given, target, kind, drops))
+        _train(run.start(path, lambda name: out or next_folder(name), given, target, kind, drops))
         return
     fixed = only_given(target=target, drop=drop or None, out=out)
     fixed.update({kind: True} if kind else {})
@@ -91,7 +94,7 @@ def train(
             f"{option} cannot be given with --resume: a resumed run keeps its settings; "
             f"leave {option} out, or start a new run"
         )
-    _train(run.resume(resume, given, data))
+    _train(run.resume(resume, given, path))
 
 
 def _train(run: Any) -> None:
@@ -135,7 +138,7 @@ def _train(run: Any) -> None:
 
 def tune(
     task: Annotated[
-        str | None, typer.Argument(help="digits, or a CSV file.  [default: digits]")
+        str | None, typer.Argument(help="digits, or a CSV file.", show_default="digits")
     ] = None,
     target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
     script: Annotated[
@@ -145,17 +148,19 @@ def tune(
             "beta2), eps and weight_decay that returns its loss, or yields it after each epoch."
         ),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="In all.  [default: 30]")] = None,
+    trials: Annotated[int | None, typer.Option(help="In all.", show_default="30")] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(help="Trials at once.  [default: one a processor, a quarter of all at most]"),
+        typer.Option(
+            help="Trials at once.", show_default="one a processor, a quarter of all at most"
+        ),
     ] = None,
-    lr: Annotated[str | None, typer.Option(help="LOW,HIGH.  [default: 1e-5,0.1]")] = None,
-    beta1: Annotated[str | None, typer.Option(help="LOW,HIGH.  [default: 0.5,0.99]")] = None,
-    beta2: Annotated[str | None, typer.Option(help="LOW,HIGH.  [default: 0.9,0.9999]")] = None,
-    eps: Annotated[str | None, typer.Option(help="LOW,HIGH.  [default: 1e-10,1e-4]")] = None,
+    lr: Annotated[str | None, typer.Option(help="LOW,HIGH.", show_default="1e-5,0.1")] = None,
+    beta1: Annotated[str | None, typer.Option(help="LOW,HIGH.", show_default="0.5,0.99")] = None,
+    beta2: Annotated[str | None, typer.Option(help="LOW,HIGH.", show_default="0.9,0.9999")] = None,
+    eps: Annotated[str | None, typer.Option(help="LOW,HIGH.", show_default="1e-10,1e-4")] = None,
     weight_decay: Annotated[
-        str | None, typer.Option(help="LOW,HIGH, or none at all.  [default: 1e-4,1]")
+        str | None, typer.Option(help="LOW,HIGH, or none at all.", show_default="1e-4,1")
     ] = None,
     classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
     regression: Annotated[bool, typer.Option("--regression", help="Force it.")] = False,
@@ -169,16 +174,16 @@ def tune(
     label_smoothing: Annotated[float | None, typer.Option()] = None,
     device: Annotated[str | None, typer.Option()] = None,
     validation: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the search, too.  [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the search, too.", show_default="0")] = None,
     storage: Annotated[
         str | None,
         typer.Option(help="A database that machines share, as postgresql://user@host/database."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the study in it.  [default: the task's]")
+        str | None, typer.Option(help="Of the study in it.", show_default="the task's")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The search's folder.  [default: runs/tune-NAME-NUMBER]")
+        Path | None, typer.Option(help="The search's folder.", show_default="runs/tune-NAME-NUMBER")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="A search's folder, to continue it.")] = None,
 ) -> None:

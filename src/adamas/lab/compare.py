@@ -36,6 +36,7 @@ SEEDS = 5
 FORMAT = "adamas compare 1"
 _MOST_SEEDS = 100
 _MOST_STEPS = 100_000
+_RATES = (1e-30, 1e30)  # whose steps float32 can hold
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def prepare_comparison(
         if value is not None and not 1 <= value <= most:
             raise UserError(f"--{option} must be from 1 to {most:,}, got {value}")
     ends = None if lr is None else parse_space({"lr": lr}).ranges["lr"]
+    if ends is not None and not _RATES[0] <= ends[0] <= ends[1] <= _RATES[1]:
+        raise UserError(f"--lr must be from {_RATES[0]:g} to {_RATES[1]:g}, got {lr}")
     arenas: dict[str, Arena] = {}
     notices: list[str] = []
     others = dict(what)  # not used yet

@@ -218,8 +218,9 @@ def _standings(races: Sequence[Race], racers: Sequence[Racer]) -> str:
         row = [escape(racer.name)]
         for race in races:
             reached = race.results[index].reached(race.target)
+            fastest = race.ranking[0].reached(race.target)
+            first = reached and fastest and reached[0] == fastest[0]
             text = f"{reached[0]:,.0f}" if reached else "-"
-            first = race.ranking[0] is race.results[index] and reached
             row.append(f'<span class="good">{text}</span>' if first else text)
         rows.append(row)
     headers = ["steps to the target", *(race.arena.name for race in races)]

@@ -28,7 +28,8 @@ def convert(
         bool | None,
         typer.Option(
             "--decoupled/--coupled",
-            help="Whether the weight decay is AdamW's.  [default: as the source says]",
+            help="Whether the weight decay is AdamW's.",
+            show_default="as the source says",
         ),
     ] = None,
 ) -> None:
@@ -50,15 +51,15 @@ def memory(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16 or float16.  [default: the model's; of a count, float32]"
+            help="float32, bfloat16 or float16.", show_default="the model's; of a count, float32"
         ),
     ] = None,
     gradients: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16 or float16.  [default: as the weights]"),
+        typer.Option(help="float32, bfloat16 or float16.", show_default="as the weights"),
     ] = None,
     master_bits: Annotated[
-        int | None, typer.Option(help="Of 16-bit weights: 32, 24 or 16.  [default: 32]")
+        int | None, typer.Option(help="Of 16-bit weights: 32, 24 or 16.", show_default="32")
     ] = None,
     amsgrad: Annotated[bool, typer.Option("--amsgrad", help="Keep its moment too.")] = False,
     key: Annotated[
@@ -146,7 +147,7 @@ def compare(
     lr: Annotated[
         str | None,
         typer.Option(
-            help="LOW,HIGH of those tried.", show_default="1e-4,1; of a training 1e-3,3.2"
+            help="LOW,HIGH of those tried.", show_default="1e-4,10; of a training 1e-3,3.2"
         ),
     ] = None,
     steps: Annotated[
