@@ -209,15 +209,6 @@ FORMAT_CASES = list(_format_cases())
 RULE_CASES = list(_rule_cases())
 RULE_FORMAT_CASES = list(_rule_format_cases())
 ALL_CASES = [*CASES, *FORMAT_CASES, *RULE_CASES, *RULE_FORMAT_CASES]
-COLUMNS = {
-    "exp_avg": native.EXP_AVG,
-    "words": native.EXP_AVG,
-    "exp_avg_sq": native.EXP_AVG_SQ,
-    "scales": native.EXP_AVG_SQ,
-    "max_exp_avg_sq": native.MAX_EXP_AVG_SQ,
-    "remainder": native.MASTER,
-    "master": native.MASTER,
-}
 
 
 def hashes() -> dict[str, str]:

@@ -244,6 +244,7 @@ BAD_STATES: list[tuple[Any, str]] = [
     (AdamW({"w": np.ones(3)}).state_dict(), "the state is AdamW's, not Adam's"),
     (edited(**{"hyper/lr": np.array(-1.0)}), "lr must be finite"),
     (edited(**{"hyper/lr": np.array([1.0])}), "the state is not one of adamas's"),
+    (edited(rule=np.array("lion")), "rule must be one of adam, sgd, rmsprop, got 'lion'"),
     (edited(**{"hyper/maximize": np.array("False")}), "maximize must be True or False"),
     (edited(**{"state/w/step": np.array(1 << 62)}), "step of array .w. must be from 0 to"),
     (edited(**{"state/w/step": np.array(-1)}), "step of array .w. must be from 0 to"),

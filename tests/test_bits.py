@@ -58,16 +58,10 @@ def run_arrays(case: Case) -> Results:
     return [(p, {k: saved[f"state/{i}/{k}"] for k in keys}) for i, p in enumerate(params)]
 
 
-def of_torch(case: Case) -> Any:
-    if not hasattr(adamas.torch, case.hyper.name):
-        pytest.skip(f"adamas.torch has no {case.hyper.name}")
-    return getattr(adamas.torch, case.hyper.name)
-
-
 def run_torch(case: Case, plain: bool) -> Results:
     """In plain torch operations if asked: ``differentiable`` leaves the core aside."""
     params = [torch.from_numpy(p).requires_grad_(not plain) for p in case.params()]
-    rule = of_torch(case)
+    rule = getattr(adamas.torch, case.hyper.name)
     wrapped = [torch.nn.Parameter(p, requires_grad=not plain) for p in params]
     optimizer = rule(wrapped, **options(case), differentiable=plain)
     for grads in case.grads():
@@ -90,7 +84,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 def run_torch_formats(case: Case) -> Results:
     params = [torch.nn.Parameter(tensor(p)) for p in case.params()]
-    rule = of_torch(case)
+    rule = getattr(adamas.torch, case.hyper.name)
     formats = {"moments": case.moments, "master_bits": case.master_bits}
     optimizer = rule(params, **options(case), **formats)
     for grads in case.grads():

@@ -153,6 +153,16 @@ def test_a_coefficient_beyond_its_type_is_named(compute: str) -> None:
         Hyper(lr=1e308).coefficients(1, compute)
 
 
+@pytest.mark.parametrize(("dampening", "remedy"), [(1e39, "raise"), (-1e39, "lower")])
+def test_a_dampening_too_large_for_float32(dampening: float, remedy: str) -> None:
+    """It counts from the second step on."""
+    hyper = SGDHyper(momentum=0.9, dampening=dampening)
+    assert hyper.coefficients(1).one_minus_beta1 == 1
+    assert hyper.coefficients(2, "float64").one_minus_beta1 == 1 - dampening
+    with pytest.raises(ValueError, match=f"one_minus_beta1 = .* exceeds float32: {remedy} it"):
+        hyper.coefficients(2)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -118,8 +118,14 @@ def read(state_dict: Mapping[str, Array]) -> dict[str, Array]:
 
 def load_hyper(loaded: Mapping[str, Array]) -> Rule:
     """The hyperparameters of what ``read`` returned; raises ValueError where there are none."""
+    rule = str(loaded.get("rule", Hyper.rule))  # older states are Adam's
+    if rule not in _HYPERS:
+        raise ValueError(
+            f"rule must be one of {', '.join(_HYPERS)}, got {rule!r}: the state is damaged or of a "
+            "later version, load another copy"
+        )
     try:
-        kind: Any = _HYPERS[str(loaded.get("rule", Hyper.rule))]  # older states are Adam's
+        kind: Any = _HYPERS[rule]
         values = {field.name: loaded[f"hyper/{field.name}"].tolist() for field in fields(kind)}
         hyper: Rule = kind(**values)
         return hyper

@@ -94,10 +94,11 @@ class Rule:
         if not exact.eps > _SMALLEST[compute]:
             exact = exact._replace(eps=_SMALLEST[compute])
         largest = _LARGEST[compute]
-        if max(exact[:-3]) > largest:  # unscale and clip may be anything, as gradients may
-            name, value = next(item for item in exact._asdict().items() if item[1] > largest)
+        # Unscale and clip may be anything, as gradients may; below zero a dampening may lead.
+        if max(exact[:-3]) > largest or exact.one_minus_beta1 < -largest:
+            name, value = next(item for item in exact._asdict().items() if abs(item[1]) > largest)
             raise ValueError(
-                f"{name} = {value!r} exceeds {compute}: lower it"
+                f"{name} = {value!r} exceeds {compute}: {'lower' if value > 0 else 'raise'} it"
                 + (", or use float64 parameters" if compute == "float32" else "")
             )
         return exact if compute == "float64" else _to_float32(exact)

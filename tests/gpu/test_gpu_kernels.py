@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from cases import CASES, FORMAT_CASES, as_dtype, digest, hashes
+from cases import ALL_CASES, as_dtype, digest, hashes
 from devices import core  # noqa: F401  (skips all of this where there is no Triton)
 from torch import Tensor
 
@@ -302,7 +302,7 @@ def test_addresses_that_are_not_aligned(ahead: int, device: torch.device) -> Non
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="60 steps of 15 tensors take minutes without a GPU"
 )
-@pytest.mark.parametrize("case", [*CASES, *FORMAT_CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.name)
 def test_kept_hashes(case: Any, device: torch.device) -> None:
     rows = [
         Row(

@@ -51,9 +51,11 @@ def test_every_bit_is_that_of_the_core(case: int, scaler: bool, device: torch.de
     assert found[-1]["skipped"] == int(scaler)
 
 
-def test_learning_rates_that_a_device_cannot_take() -> None:
+def test_numbers_that_a_device_cannot_take() -> None:
     """Told before anything is launched."""
     for hyper in (SGDHyper(1e39), Hyper(1e38)):
         with pytest.raises(ValueError, match="exceeds float32: lower it"):
             set_row(hyper, "float32")
         assert set_row(hyper, "float64")[0] == hyper.lr
+    with pytest.raises(ValueError, match="exceeds float32: raise it"):
+        set_row(SGDHyper(momentum=0.9, dampening=1e39), "float32")

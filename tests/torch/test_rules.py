@@ -374,6 +374,46 @@ def test_a_momentum_that_is_switched_on_begins_with_the_gradient() -> None:
         assert_agree(one, other)
 
 
+@kept
+@pytest.mark.parametrize("shape", [(5,), (), (3, 2), (0,)])
+def test_complex_states_are_pairs_in_bfloat16_and_back(
+    rule: Rule, options: Options, shape: tuple[int, ...]
+) -> None:
+    """What bfloat16 has kept, float32 keeps exactly: so back again all bits are the same."""
+    first = rule([nn.Parameter(normal(shape, torch.complex64, 0))], moments="bfloat16", **options)
+    run(first, range(3))
+    last = first
+    for moments in ("float32", "bfloat16"):
+        params = copy.deepcopy(params_of(first))
+        saved, last = last.state_dict(), rule(params, moments=moments, **options)
+        last.load_state_dict(saved)
+    assert_same_bits(first, last)
+
+
+@pytest.mark.parametrize("moments", formats.FORMATS)
+def test_a_momentum_that_is_switched_off_and_on_again_goes_on(moments: str) -> None:
+    """As torch's does; also through a checkpoint that is written while it is off."""
+    params = made(torch.float32), made(torch.float32)
+    options = {"lr": 0.1, "momentum": 0.9}
+    one, other = SGD(params[0], moments=moments, **options), torch.optim.SGD(params[1], **options)
+    for optimizer in (one, other):
+        run(optimizer, range(3))
+        optimizer.param_groups[0]["momentum"] = 0
+        run(optimizer, range(1))
+    before = [p.detach().clone() for p in params[0]], [p.detach().clone() for p in params[1]]
+    again = SGD(copy.deepcopy(params[0]), moments=moments, **options)
+    again.load_state_dict(one.state_dict())
+    for optimizer in (one, other, again):
+        optimizer.param_groups[0]["momentum"] = 0.9
+        for p in params_of(optimizer):
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    assert all(map(torch.equal, params[0], params_of(again)))
+    # What moves the weights now is the momentum alone.
+    for p, q, p0, q0 in zip(*params, *before, strict=True):
+        torch.testing.assert_close(p - p0, q - q0, rtol=0.2, atol=0.02)
+
+
 def test_rmsprop_takes_up_momentum_and_not_a_center() -> None:
     optimizer = RMSprop(made())
     run(optimizer, range(2))

@@ -118,7 +118,7 @@ def recoded(param: Tensor, state: State, kind: Kind, name: str) -> State:
         return state  # which lacks what the caller will name
     moments = [x for x in decoded(param, state, kind.keys) if x is not None]
     rest = {k: v for k, v in state.items() if k not in (*full, "words", "scales")}
-    if kind.moments not in formats.CODECS or not full:
+    if kind.moments not in formats.CODECS:
         kept = dict(zip(full, moments, strict=True))
         if is_sharded(param):
             kept = {key: sharded_like(value, param) for key, value in kept.items()}

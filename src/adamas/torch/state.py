@@ -30,8 +30,6 @@ class Entry(NamedTuple):
 
 
 _LAYOUTS = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
-# What a state may have of one format and not of another, beside the averages.
-_OF_FORMATS = ("words", "scales", "remainder", "master")
 
 
 def zero_state(param: Tensor, kind: Kind) -> State:
@@ -173,9 +171,11 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
         needed.clear()
         if averages and not any(isinstance(given.get(k), Tensor) for k in (*averages, "words")):
             given["step"] = 0
-    if format_of(param, given) != format_of(param, wanted):
-        given = recoded(param, given, kind, name)
-    of_formats = averages.union(_OF_FORMATS)
+    of_formats = {"remainder", "master"}
+    if averages:  # else a momentum that is switched off stays as it is, in whatever format
+        of_formats |= averages | {"words", "scales"}
+        if format_of(param, given) != format_of(param, wanted):
+            given = recoded(param, given, kind, name)
     checked = {key: value for key, value in given.items() if key not in of_formats}
     for key, kept in wanted.items():
         value = given.get(key)
@@ -183,8 +183,8 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
             # AMSGrad or momentum was switched on after the first steps; without the rest of a
             # master weight the parameter is all there is of it.
             value = _zeros(param, kept, kind)
-        if key == "remainder" and isinstance(value, Tensor):
-            value = _resized(value, kept)
+        if isinstance(value, Tensor):
+            value = _resized(value, kept) if key == "remainder" else _paired(value, kept)
         if not isinstance(value, Tensor) or tuple(local(value).shape) != kept.shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -222,6 +222,16 @@ def _resized(remainder: Tensor, kept: Kept) -> Tensor:
     if part.dim() == len(kept.shape) - 1:
         return torch.stack([torch.zeros_like(part), part], -1)
     return remainder
+
+
+def _paired(average: Tensor, kept: Kept) -> Tensor:
+    """Complex numbers as pairs of real ones, or these as complex ones, whichever are kept."""
+    if is_sharded(average) or average.is_complex() == kept.dtype.is_complex:
+        return average
+    if average.is_complex():
+        return torch.view_as_real(average.resolve_conj())
+    pairs = average.dim() > 0 and average.shape[-1] == 2
+    return torch.view_as_complex(average.float().contiguous()) if pairs else average
 
 
 def whole_step(step: object, name: str) -> int:

@@ -43,7 +43,8 @@ def set_row(
 
 @lru_cache(maxsize=1024)
 def _numbers(hyper: Rule, compute: str) -> tuple[float, ...]:
-    hyper.coefficients(1, compute)  # which raises where they exceed the type
+    for step in 1, 2:  # whose are the largest
+        hyper.coefficients(step, compute)  # raises where they exceed the type
     c = hyper.coefficients(2, "float64")
     if isinstance(hyper, Hyper):
         lr, weight_decay, decoupled = hyper.lr, hyper.weight_decay, hyper.decoupled_weight_decay
