@@ -126,3 +126,4 @@ def rmsprop(
 
 
 RULES: dict[str, Callable[..., Stepped]] = {"adam": adam, "sgd": sgd, "rmsprop": rmsprop}
+"""Each by its name."""

@@ -237,7 +237,9 @@ class Slot(NamedTuple):
 
 
 Keys = tuple[str, str, str]
+"""What a state calls a rule's three averages, "" for those that the rule does without."""
 ADAM: Keys = ("exp_avg", "exp_avg_sq", "")
+"""Adam's, without AMSGrad."""
 
 
 def slots(

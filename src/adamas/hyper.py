@@ -153,7 +153,9 @@ class Hyper(Rule):
     maximize: bool = False
     decoupled_weight_decay: bool = False
     rule: ClassVar[str] = "adam"
+    """Its name in ``equations``."""
     structural: ClassVar[tuple[str, ...]] = ("amsgrad", "decoupled_weight_decay")
+    """The options that say which averages there are, or what they are of."""
 
     def __post_init__(self) -> None:
         try:
@@ -223,7 +225,9 @@ class SGDHyper(Rule):
     nesterov: bool = False
     maximize: bool = False
     rule: ClassVar[str] = "sgd"
+    """Its name in ``equations``."""
     structural: ClassVar[tuple[str, ...]] = ("momentum",)
+    """The options that say which averages there are, or what they are of."""
 
     def __post_init__(self) -> None:
         self._check("lr", "momentum", "weight_decay")
@@ -294,7 +298,9 @@ class RMSpropHyper(Rule):
     centered: bool = False
     maximize: bool = False
     rule: ClassVar[str] = "rmsprop"
+    """Its name in ``equations``."""
     structural: ClassVar[tuple[str, ...]] = ("centered", "momentum")
+    """The options that say which averages there are, or what they are of."""
 
     def __post_init__(self) -> None:
         self._check("lr", "eps", "weight_decay", "momentum")

@@ -65,6 +65,7 @@ class Adam(Optimizer):
     """
 
     rule = Hyper
+    """What its hyperparameters are kept in."""
     _later = Optimizer._later | {
         "amsgrad": False,
         "capturable": False,
@@ -200,6 +201,7 @@ class SGD(Optimizer):
     """
 
     rule = SGDHyper
+    """What its hyperparameters are kept in."""
     _later = Optimizer._later | {"nesterov": False, "fused": None}
 
     def __init__(
@@ -269,6 +271,7 @@ class RMSprop(Optimizer):
     """
 
     rule = RMSpropHyper
+    """What its hyperparameters are kept in."""
     _later = Optimizer._later | {"momentum": 0, "centered": False, "capturable": False}
 
     def __init__(
