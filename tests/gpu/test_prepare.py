@@ -203,7 +203,7 @@ def test_bias_corrections_are_rounded_once(beta: float) -> None:
 @settings(deadline=None, max_examples=25)
 @given(
     betas=st.tuples(*[st.floats(0, 1, exclude_max=True) | st.floats(0.8, 1, exclude_max=True)] * 2),
-    lr=st.floats(0, 1e30),
+    lr=st.floats(0, 1e22),  # beyond it, a step size may leave float32, which is refused
     eps=st.sampled_from([0.0, 1e-300, 2.0**-149, 2.0**-150, 1e-40, 1e-8]),
     weight_decay=st.floats(0, 10),
     flags=st.tuples(st.booleans(), st.booleans()),
