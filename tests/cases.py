@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,8 @@ class Case:
 
     def grads(self) -> Iterator[list[np.ndarray]]:
         """The gradients of each step: over 40 binades, with exact zeros and denormals."""
-        kind = self.grad_dtype or self.dtype
         for step in range(STEPS):
-            yield [
-                as_dtype(100_000 + 100 * step + i, n, kind, -33, 7, sparse=True)
-                for i, n in enumerate(SIZES)
-            ]
+            yield _gradients(self.grad_dtype or self.dtype, step)
 
 
 def _cases() -> Iterator[Case]:
@@ -141,6 +138,14 @@ def _rule_format_cases() -> Iterator[Case]:
         yield Case(name, dtype, options, grad, moments, bits, rule)
     name = "bfloat16-24-int8-sgd-without momentum"
     yield Case(name, "bfloat16", {"lr": 3e-3}, "float32", "int8", 24, "sgd")
+
+
+@cache
+def _gradients(dtype: str, step: int) -> list[np.ndarray]:
+    return [
+        as_dtype(100_000 + 100 * step + i, n, dtype, -33, 7, sparse=True)
+        for i, n in enumerate(SIZES)
+    ]
 
 
 def as_dtype(seed: int, count: int, dtype: str, *args: Any, **options: Any) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -66,6 +66,11 @@ ROOTS = [
 ]
 
 
+@cache
+def gradient(t: int, dtype: str) -> np.ndarray:
+    return numbers(100 + t, 300, dtype, -6, 1)
+
+
 @pytest.mark.parametrize(
     ("rule", "options"),
     [*product(["SGD"], DESCENTS), *product(["RMSprop"], ROOTS)],
@@ -79,7 +84,7 @@ def test_beside_torch(rule: str, options: dict[str, Any], dtype: str, near: floa
     ours = {"SGD": SGD, "RMSprop": RMSprop}[rule](param, lr=1e-3, **options)
     other = getattr(torch.optim, rule)([theirs], lr=1e-3, **options)
     for t in range(200):
-        grad = numbers(100 + t, 300, dtype, -6, 1)
+        grad = gradient(t, dtype)
         theirs.grad = torch.from_numpy(grad)
         ours.step(grad)
         other.step()
