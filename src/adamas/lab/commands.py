@@ -9,17 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
+# What is learnt of a CSV file, wherever one is given.
+Target = Annotated[str | None, typer.Option(help="The column of a CSV file to predict.")]
+Classification = Annotated[bool, typer.Option("--classification", help="Force it.")]
+Regression = Annotated[bool, typer.Option("--regression", help="Force it.")]
+Drop = Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")]
+
 
 def train(
     data: Annotated[
         str | None, typer.Argument(help="digits, or a CSV file.", show_default="digits")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
-    classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
-    regression: Annotated[bool, typer.Option("--regression", help="Force it.")] = False,
-    drop: Annotated[
-        list[str] | None, typer.Option(help="A column to leave out; may be repeated.")
-    ] = None,
+    target: Target = None,
+    classification: Classification = False,
+    regression: Regression = False,
+    drop: Drop = None,
     layers: Annotated[
         str | None, typer.Option(help="Widths of the hidden layers.", show_default="256,128")
     ] = None,
@@ -140,7 +144,7 @@ def tune(
     task: Annotated[
         str | None, typer.Argument(help="digits, or a CSV file.", show_default="digits")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
+    target: Target = None,
     script: Annotated[
         str | None,
         typer.Option(
@@ -162,11 +166,9 @@ def tune(
     weight_decay: Annotated[
         str | None, typer.Option(help="LOW,HIGH, or none at all.", show_default="1e-4,1")
     ] = None,
-    classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
-    regression: Annotated[bool, typer.Option("--regression", help="Force it.")] = False,
-    drop: Annotated[
-        list[str] | None, typer.Option(help="A column to leave out; may be repeated.")
-    ] = None,
+    classification: Classification = False,
+    regression: Regression = False,
+    drop: Drop = None,
     layers: Annotated[str | None, typer.Option(help="As for train; so the next.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,

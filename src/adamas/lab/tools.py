@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import kind_of, numbers, only_given
+from .commands import Classification, Drop, Regression, Target, kind_of, numbers, only_given
 
 
 def convert(
@@ -156,12 +156,10 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option(help="Starting points, or trainings.", show_default="5")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The column of a CSV file to predict.")] = None,
-    classification: Annotated[bool, typer.Option("--classification", help="Force it.")] = False,
-    regression: Annotated[bool, typer.Option("--regression", help="Force it.")] = False,
-    drop: Annotated[
-        list[str] | None, typer.Option(help="A column to leave out; may be repeated.")
-    ] = None,
+    target: Target = None,
+    classification: Classification = False,
+    regression: Regression = False,
+    drop: Drop = None,
     layers: Annotated[str | None, typer.Option(help="As for train; so the next.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     out: Annotated[
