@@ -10,7 +10,7 @@ import torch
 from devices import bits, give, weights
 
 from adamas import Hyper, native
-from adamas.torch import Adam
+from adamas.torch import Adam, plan
 from adamas.torch.gpu import kernels
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.launches import Launches
@@ -102,6 +102,25 @@ def test_a_step_that_does_not_compile_is_not_counted(
     assert "launch" not in launched(kernel)
     assert [int(optimizer.state[p]["step"]) for p in params] == [0, 0]
     assert all(map(np.array_equal, before, map(bits, params)))
+    kernel.wrong = -1
+    optimizer.step()
+    assert launched(kernel)[-2:] == ["launch"] * 2
+    assert [int(optimizer.state[p]["step"]) for p in params] == [1, 1]
+
+
+def test_no_table_steps_where_that_of_another_device_does_not_compile(
+    kernel: Kernel, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = weights([(5,), (3,)], device, [torch.float32, torch.float64])
+    give(params, 0)
+    places = {torch.float32: (device, False), torch.float64: (torch.device(device.type, 0), False)}
+    monkeypatch.setattr(plan, "_taken_on", lambda param, kind: places[param.dtype])
+    optimizer = Adam(params)
+    kernel.wrong = native.DTYPES["float64"]
+    with pytest.raises(RuntimeError, match="does not compile"):
+        optimizer.step()
+    assert "launch" not in launched(kernel)
+    assert [int(optimizer.state[p]["step"]) for p in params] == [0, 0]
     kernel.wrong = -1
     optimizer.step()
     assert launched(kernel)[-2:] == ["launch"] * 2

@@ -270,6 +270,10 @@ class Plan:
         wanted = [table.coefficients(hypers, unscale, clip) for table in self._tables]
         for away in self._away.values():
             away.prepare()
+        if len(self._tables) > 1:
+            for table, coefficients in zip(self._tables, wanted, strict=True):
+                if table in self._on_gpu:
+                    self._on_gpu[table].prepare(coefficients)
         found = []
         with deferred() if len(self._tables) > 1 else nullcontext():
             for table, coefficients in zip(self._tables, wanted, strict=True):

@@ -47,6 +47,12 @@ class Executor:
         self._guard: Guard | None = None
         self.counts = False
 
+    def prepare(self, coefficients: NDArray[np.float64]) -> None:
+        """Does all of ``step`` that can fail, so that tables step together or none of them does."""
+        if self._present():
+            self._launches.prepare(coefficients, self._table.changed)
+            self._table.changed = False
+
     def step(self, coefficients: NDArray[np.float64], unscale: float, measure: bool) -> list[Found]:
         """Steps every parameter that had a gradient at the last look; as ``cpu.step``."""
         table = self._table

@@ -137,11 +137,22 @@ class Launches:
             changed: whether the rows may have changed since the last step.
         """
         with current(self.device):
+            usual = self.prepare(coefficients, changed)
+            self.launch(self._never, usual)
+
+    def prepare(self, coefficients: NDArray[np.float64], changed: bool) -> bool:
+        """Brings all to the device that ``step`` needs, and compiles what it launches.
+
+        Returns:
+            Whether it is ``usual``; see ``launch``.
+        """
+        with current(self.device):
             if changed:
                 self.place()
             self.coefficients = self.sent(coefficients, self.coefficients)
             usual = bool((coefficients[:, _SELDOM] == _NOTHING).all())
-            self.launch(self._never, usual)
+            self.compile(usual)
+        return usual
 
     def launch(self, skip: Tensor, usual: bool) -> None:
         """Steps by the coefficients that are on the device.
