@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from adamas import formats
+from adamas import formats, rounding
 
 Floats = np.ndarray
 
@@ -59,11 +59,11 @@ class Halves(NamedTuple):
     def write(self, m: Floats, v: Floats, active: np.ndarray, step: int) -> Any:
         """As ``Shadow.write``."""
         index = np.arange(m.size, dtype=np.uint32)
-        return formats.to_bfloat16(m, index, step, True), formats.to_bfloat16(v, index, step)
+        return rounding.to_bfloat16(m, index, step, True), rounding.to_bfloat16(v, index, step)
 
     def read(self, kept: Any) -> tuple[Floats, Floats]:
         """As ``Shadow.read``."""
-        return formats.from_bfloat16(kept[0]), formats.from_bfloat16(kept[1])
+        return rounding.from_bfloat16(kept[0]), rounding.from_bfloat16(kept[1])
 
 
 class Nearest(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamas import Hyper, RMSpropHyper, SGDHyper, formats, native, reference
+from adamas import Hyper, RMSpropHyper, SGDHyper, formats, native, reference, rounding
 from adamas.hyper import Rule
 
 HASHES = Path(__file__).parent / "hashes.json"
@@ -154,7 +154,7 @@ def as_dtype(seed: int, count: int, dtype: str, *args: Any, **options: Any) -> n
         return numbers(seed, count, dtype, *args, **options)
     wide = numbers(seed, count, "float32", *args, **options)
     if dtype == "bfloat16":
-        return formats.to_bfloat16(wide, np.arange(count, dtype=np.uint32), seed)
+        return rounding.to_bfloat16(wide, np.arange(count, dtype=np.uint32), seed)
     with np.errstate(over="ignore"):
         return wide.astype(dtype)
 

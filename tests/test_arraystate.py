@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cases import as_dtype, visible
 
-from adamas import Adam, AdamW, arrays, formats, reference
+from adamas import Adam, AdamW, arrays, formats, reference, rounding
 
 SIZE = 150
 WEIGHTS = [("float32", None), ("bfloat16", 32), ("bfloat16", 24), ("bfloat16", 16)]
@@ -111,7 +111,7 @@ def moments_of(state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         words = words.view("<u2") if moments == "int8" else words
         return formats.CODECS[moments].decode(words, state["state/w/scales"])
     kept = [state[f"state/w/{key}"].reshape(-1) for key in ("exp_avg", "exp_avg_sq")]
-    return tuple(formats.from_bfloat16(a) if moments == "bfloat16" else a for a in kept)
+    return tuple(rounding.from_bfloat16(a) if moments == "bfloat16" else a for a in kept)
 
 
 @pytest.mark.parametrize(("before", "after"), list(product(formats.FORMATS, repeat=2)))
@@ -129,8 +129,8 @@ def test_formats_are_converted(before: str, after: str, order: str) -> None:
     if before != after and after != "float32":
         index = np.arange(SIZE, dtype=np.uint32)
         if after == "bfloat16":
-            m = formats.from_bfloat16(formats.to_bfloat16(m, index, 7, other=True))
-            v = formats.from_bfloat16(formats.to_bfloat16(v, index, 7))
+            m = rounding.from_bfloat16(rounding.to_bfloat16(m, index, 7, other=True))
+            v = rounding.from_bfloat16(rounding.to_bfloat16(v, index, 7))
         else:
             codec = formats.CODECS[after]
             m, v = codec.decode(*codec.encode(m, v, np.ones(SIZE, bool), index, 7))
@@ -158,7 +158,7 @@ def master(param: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
     """That of a bfloat16 array."""
     rest = state["state/w/remainder"]
     rest = rest.view("<u2")[..., 0] if rest.ndim > param.ndim else rest
-    return formats.join(param, rest)
+    return rounding.join(param, rest)
 
 
 def test_master_weights_of_other_bits() -> None:
@@ -178,7 +178,7 @@ def test_master_weights_of_other_bits() -> None:
     found[32].load_state_dict(found[24].state_dict())
     assert np.array_equal(master(param, found[32].state_dict()), cut)
     found[32].load_state_dict(found[16].state_dict())
-    assert np.array_equal(master(param, found[32].state_dict()), formats.from_bfloat16(param))
+    assert np.array_equal(master(param, found[32].state_dict()), rounding.from_bfloat16(param))
 
 
 def test_an_array_that_is_not_its_master_weights_rounding_is_what_counts() -> None:

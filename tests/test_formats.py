@@ -12,7 +12,7 @@ from cases import GRADS, WEIGHTS, numbers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamas import Hyper, RMSpropHyper, SGDHyper, formats, native, reference
+from adamas import Hyper, RMSpropHyper, SGDHyper, formats, native, reference, rounding
 from adamas.hyper import Rule
 
 HYPER = Hyper(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
@@ -130,7 +130,7 @@ def test_an_update_exceeds_its_bound_by_no_more_than_the_quantum(
     low, high = scales.astype(np.int64).T[:2] << 16
     quantum = (high - low) / (codec.levels - 1) + 1
     assert (abs(bits[0] - bits[1]) <= 1.01 * np.repeat(quantum, 64)).all()
-    frame = formats._float(codec._frame(bits[0])).astype(np.float64)
+    frame = rounding.float_of(codec._frame(bits[0])).astype(np.float64)
     largest = np.repeat((abs(m) / frame).reshape(2, 64).max(1), 64)
     half = {8: 0.5 / 127, 4: 12.5 / 128}[codec.bits] + 2**-7
     assert (abs(decoded[0].astype(np.float64) - m) <= frame * largest * half).all()

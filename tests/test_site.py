@@ -21,7 +21,9 @@ pytestmark = pytest.mark.site
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "site"
 PUBLIC = ["adamas", "adamas.torch"]
-PUBLIC += [f"adamas.{name}" for name in ("equations", "hyper", "reference", "formats", "norm")]
+PUBLIC += [
+    f"adamas.{name}" for name in ("equations", "hyper", "reference", "formats", "rounding", "norm")
+]
 # What a browser fetches by itself: not links, which readers follow.
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src"}
 FETCHING_LINKS = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "modulepreload"}

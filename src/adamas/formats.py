@@ -1,10 +1,4 @@
-"""Moment formats and split weights: what is stored, byte for byte, and how it is rounded.
-
-Whatever loses bits is rounded by a dither, a fixed function of an element's index and the step that
-is uniform over either, so that what is lost at one step is made up for at others: the second moment
-changes by less than half a quantum a step, and rounding to nearest would freeze it. No random
-state, the same on every device.
-"""
+"""Moment formats: what is stored of a parameter's state, byte for byte, and both moments' codec."""
 
 from __future__ import annotations
 
@@ -14,47 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Words = NDArray[np.uint32]
-"""Words of 32 bits, or the bits of float32 numbers."""
-Floats = NDArray[np.float32]
-"""float32 numbers."""
+from .rounding import BY_STEP, INFINITY, NAN, Floats, Words, dither, float_of
 
 GROUP = 64
 """Consecutive elements of the flattened tensor that share their scales."""
 SCALES = 3
 """Of a group: the smallest positive v, the largest v, the largest |u|."""
 
-BY_STEP = 2447445413, 3242174889
-"""What the two dithers add a step, on 2^32.
-
-The powers of the plastic number's reciprocal, whose multiples fill a square evenly (Roberts 2018,
-"The unreasonable effectiveness of quasirandom sequences").
-"""
-BY_INDEX = 49 << 26, 35 << 26
-"""What they add an index: all multiples of 1/64 once in a group, whose fractions are those of all.
-"""
-
 LARGEST = 0x7F7F0000
 """The bits of the largest float32 whose last 16 are zero."""
-NAN = 0x7FC00000
-"""The bits of the NaN that is stored."""
-INFINITY = 0x7F800000
-"""The bits of infinity."""
 HALF = 0x00400000
 """What one and a half has beside the bits of one."""
 NEGLIGIBLE = 0x21800000
 """The bits of 2^-60: a group whose largest |u| is below it keeps m as zero."""
-
-
-def dither(index: Words, step: int, other: bool = False) -> Words:
-    """Words that are uniform on 2^32 over the indices and over the steps.
-
-    Args:
-        index: the elements' positions in the flattened whole tensor.
-        step: the step's number, from 1.
-        other: the second sequence, which fills a square with the first.
-    """
-    return index * np.uint32(BY_INDEX[other]) + np.uint32(step * BY_STEP[other] & 0xFFFFFFFF)
 
 
 def _scale_dither(index: Words, step: int) -> Any:
@@ -114,7 +80,7 @@ class Codec(NamedTuple):
             m: (n,) float32, the first moment.
             v: (n,) float32, the second, at least 0.
             active: (n,) whether the gradient is not zero.
-            index: (n,) the elements' positions, see ``dither``.
+            index: (n,) the elements' positions, see ``rounding.dither``.
             step: the step's number.
 
         Returns:
@@ -138,7 +104,7 @@ class Codec(NamedTuple):
         code_v = np.where(positive, (level + (first + 1)).astype(np.int32), 0)
         frame = self._frame((low << 16) + (code_v - 1) * quantum)
         with np.errstate(all="ignore"):
-            u = _groups(m) * _float(0x7F000000 - (frame & INFINITY))
+            u = _groups(m) * float_of(0x7F000000 - (frame & INFINITY))
             u = np.where(frame & HALF, u * np.float32(2 / 3), u)
             u = np.where(positive, u, np.float32(0))
             size = _bits(u) & 0x7FFFFFFF
@@ -147,8 +113,8 @@ class Codec(NamedTuple):
             kept = (most >= NEGLIGIBLE) & ~poisoned
             rounded = most + _scale_dither(index[::GROUP], step)[:, None] >> 16
             scale = np.where(kept, rounded, np.where(poisoned, NAN >> 16, 0))
-            inverse = np.float32(self.largest) / _float(np.where(kept, most, INFINITY))
-            r = np.where(kept, _float(size), np.float32(0)) * inverse
+            inverse = np.float32(self.largest) / float_of(np.where(kept, most, INFINITY))
+            r = np.where(kept, float_of(size), np.float32(0)) * inverse
         offset = np.where(_groups(active), np.float32(0), second - np.float32(SETTLE[self.bits]))
         code_m = np.maximum(np.rint(self._curve(r) + offset), 0).astype(np.int32)
         code_m = np.where(_bits(u) < 0, -code_m, code_m)
@@ -163,10 +129,10 @@ class Codec(NamedTuple):
         stored = np.where(code_v > 0, grid, 0)
         level = code_m if self.bits == 8 else code_m * (np.abs(code_m) + 8)
         with np.errstate(all="ignore"):
-            unit = _float(scale << 16) / np.float32(self.largest)
-            frame = np.where(code_v > 0, _float(self._frame(grid)), np.float32(0))
+            unit = float_of(scale << 16) / np.float32(self.largest)
+            frame = np.where(code_v > 0, float_of(self._frame(grid)), np.float32(0))
             m = level.astype(np.float32) * unit * frame
-        return m.reshape(-1)[: words.size], _float(stored).reshape(-1)[: words.size]
+        return m.reshape(-1)[: words.size], float_of(stored).reshape(-1)[: words.size]
 
     def _pack(self, code_v: Any, code_m: Any) -> Any:
         if self.bits == 8:
@@ -341,59 +307,6 @@ def check_scales(scales: Any, name: str) -> None:
         )
 
 
-def to_bfloat16(x: Floats, index: Words, step: int, other: bool = False) -> NDArray[np.uint16]:
-    """The top halves of float32 numbers, rounded by the dither; NaN stays NaN."""
-    bits = x.view(np.uint32)
-    rounded = (bits + (dither(index, step, other) >> 16)) >> 16
-    return np.where(_is_nan(bits), NAN >> 16, rounded).astype(np.uint16)
-
-
-def from_bfloat16(halves: NDArray[np.uint16]) -> Floats:
-    """float32 numbers of their top halves."""
-    return (halves.astype(np.uint32) << 16).view(np.float32)
-
-
-def to_float16(x: Floats, index: Words, step: int) -> NDArray[np.float16]:
-    """float32 numbers as float16, rounded by the second dither."""
-    bits = x.view(np.int32)
-    exponent = np.clip(bits >> 23 & 0xFF, 113, 254)  # below 2^-14, float16 is evenly spaced
-    fraction = (dither(index, step, True) >> 19).astype(np.float32) * np.float32(2.0**-13)
-    with np.errstate(all="ignore"):
-        counts = np.floor(np.abs(x) * _float((264 - exponent) << 23) + fraction)
-        size = counts * _float((exponent - 10) << 23)
-        return np.copysign(np.where(np.isfinite(x), size, np.abs(x)), x).astype(np.float16)
-
-
-def split(x: Floats, remainder_bits: int, index: Words, step: int) -> tuple[Any, Any]:
-    """A bfloat16 weight, rounded half up in size, and the rest of its float32 master beside it.
-
-    Args:
-        x: (n,) float32, the master weights.
-        remainder_bits: 16, which keep all of it, or 8, the last of which is rounded by the second
-            dither.
-        index: (n,) the elements' positions, see ``dither``.
-        step: the step's number.
-
-    Returns:
-        (n,) uint16, the bits of the bfloat16 weights, and (n,) uint16 or uint8.
-    """
-    bits = np.where(_is_nan(x.view(np.uint32)), np.uint32(NAN), x.view(np.uint32))
-    if remainder_bits == 8:
-        rounded = bits + (dither(index, step, True) >> 24)
-        bits = np.where(_is_nan(bits), bits, rounded)
-    weights = (bits + 0x8000 >> 16).astype(np.uint16)
-    rest = bits >> (16 - remainder_bits)
-    return weights, rest.astype(np.uint16 if remainder_bits == 16 else np.uint8)
-
-
-def join(weights: NDArray[np.uint16], rest: Any) -> Floats:
-    """The float32 master weights of ``split``'s two parts."""
-    low = rest.astype(np.uint32) << (0 if rest.dtype == np.uint16 else 8)
-    bits = (weights.astype(np.uint32) << 16 | low) - ((low & 0x8000) << 1)
-    joined: Floats = bits.astype(np.uint32).view(np.float32)
-    return joined
-
-
 def _groups(x: Any) -> Any:
     """(groups, 64), padded with the last element, which changes no smallest or largest."""
     return np.pad(x, (0, -x.size % GROUP), "edge").reshape(-1, GROUP)
@@ -401,11 +314,3 @@ def _groups(x: Any) -> Any:
 
 def _bits(x: Any) -> Any:
     return np.ascontiguousarray(x).view(np.int32)
-
-
-def _float(bits: Any) -> Any:
-    return np.asarray(bits, np.int32).view(np.float32)
-
-
-def _is_nan(bits: Any) -> Any:
-    return (bits & 0x7FFFFFFF) > INFINITY

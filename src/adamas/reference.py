@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import formats
+from . import formats, rounding
 from .equations import RULES
 from .hyper import Rule
 
@@ -94,7 +94,7 @@ def _numbers(array: Array) -> Array:
     # flat: before 2.0, NumPy computes with 0-dimensional arrays in float64
     flat = array.reshape(-1)
     if dtype_name(flat) == "bfloat16":
-        return formats.from_bfloat16(flat)
+        return rounding.from_bfloat16(flat)
     return flat.astype(compute_type(flat.dtype))
 
 
@@ -107,7 +107,7 @@ def _weights(param: Array, state: State) -> Array:
             own = master.astype(np.float16).view(np.uint16) == param.view(np.uint16)
         return np.where(own, master, param).astype(np.float32)
     if "remainder" in state:
-        return formats.join(param.reshape(-1), _words(state["remainder"], param))
+        return rounding.join(param.reshape(-1), _words(state["remainder"], param))
     return _numbers(param)
 
 
@@ -119,16 +119,16 @@ def _store_weights(
         return p.astype(np.float16), {"master": p}
     if "remainder" in state:
         bits = 8 * _words(state["remainder"], param).itemsize
-        kept, rest = formats.split(p, bits, index, step)
+        kept, rest = rounding.split(p, bits, index, step)
         return kept, {"remainder": rest}
     if dtype_name(param) == "bfloat16":
-        return formats.to_bfloat16(p, index, step, other=True), {}
+        return rounding.to_bfloat16(p, index, step, other=True), {}
     if dtype_name(param) == "float16":
-        return formats.to_float16(p, index, step), {}
+        return rounding.to_float16(p, index, step), {}
     return p, {}
 
 
-def load_moments(state: State, param: Array, keys: formats.Keys = formats.ADAM) -> tuple[Any, Any]:
+def load_moments(state: State, param: Array, keys: formats.Keys) -> tuple[Any, Any]:
     """Both moments as numbers, flat, of a state that lies beside an array of param's shape.
 
     Those that the keys do without are None.
@@ -149,7 +149,7 @@ def store_moments(
     param: Array,
     index: Array,
     step: int,
-    keys: formats.Keys = formats.ADAM,
+    keys: formats.Keys,
 ) -> State:
     """Both moments in the format of a state, as flat arrays; see ``formats.Codec.encode``.
 
@@ -163,7 +163,7 @@ def store_moments(
         return {"words": words, "scales": scales}
     found = {key: x for key, x in zip(keys[:2], (m, v), strict=True) if key}
     return {
-        key: formats.to_bfloat16(x, index, step, other=key == keys[0])
+        key: rounding.to_bfloat16(x, index, step, other=key == keys[0])
         if state[key].dtype == np.uint16
         else x
         for key, x in found.items()

@@ -1,6 +1,6 @@
-// Moment formats and split weights in C++: src/adamas/formats.py, name for name. Everything works
-// on groups of 64 elements. Loops over a group have a fixed length and no branches, so that the
-// compiler vectorises them whole.
+// Moment formats, rounding and split weights in C++: src/adamas/formats.py and rounding.py, name for
+// name. Everything works on groups of 64 elements. Loops over a group have a fixed length and no
+// branches, so that the compiler vectorises them whole.
 //
 // Internal linkage and no standard header but of types, for the reason that rule.hpp gives.
 #pragma once

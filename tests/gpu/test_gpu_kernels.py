@@ -13,7 +13,7 @@ from cases import ALL_CASES, as_dtype, digest, hashes
 from devices import core  # noqa: F401  (skips all of this where there is no Triton)
 from torch import Tensor
 
-from adamas import formats, native, reference
+from adamas import formats, native, reference, rounding
 from adamas.hyper import Hyper, Rule
 from adamas.torch.gpu import kernels, launches
 from adamas.torch.gpu.jit import Launcher
@@ -239,7 +239,7 @@ def test_gradients_that_are_not_finite(value: float, device: torch.device) -> No
     def spoil(grad: np.ndarray, t: int) -> np.ndarray:
         if t == 1:
             spoiled = as_dtype(0, 1, "float32", 0, 1) * 0 + np.float32(value)
-            half = formats.to_bfloat16(spoiled, np.zeros(1, np.uint32), 0)
+            half = rounding.to_bfloat16(spoiled, np.zeros(1, np.uint32), 0)
             grad[[3, 40]] = half[0] if grad.dtype == np.uint16 else value
         return grad
 

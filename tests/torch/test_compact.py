@@ -137,7 +137,11 @@ def test_between_formats(moments: str, through: Callable[[Any], Any]) -> None:
         back.load_state_dict(through(lean.state_dict()))
         pairs = zip(*(o.param_groups[0]["params"] for o in (lean, back)), expected, strict=True)
         for p, q, exact in pairs:
-            for a, b in zip(decoded(p, lean.state[p]), decoded(q, back.state[q]), strict=True):
+            for a, b in zip(
+                decoded(p, lean.state[p], formats.ADAM),
+                decoded(q, back.state[q], formats.ADAM),
+                strict=True,
+            ):
                 assert torch.equal(a.float(), b)
             apart = (back.state[q]["exp_avg"] - exact).norm()
             assert apart <= {"bfloat16": 0.01, "int8": 0.02, "int4": 0.3}[moments] * exact.norm()
@@ -217,7 +221,9 @@ def test_conversion_to_float32(moments: str) -> None:
     assert report.source == "adamas with compact moments"
     pairs = zip(*(o.param_groups[0]["params"] for o in (lean, theirs)), strict=True)
     for p, q in pairs:
-        for key, moment in zip(("exp_avg", "exp_avg_sq"), decoded(p, lean.state[p]), strict=True):
+        for key, moment in zip(
+            ("exp_avg", "exp_avg_sq"), decoded(p, lean.state[p], formats.ADAM), strict=True
+        ):
             assert torch.equal(theirs.state[q][key], moment.float())
     assert not theirs.param_groups[0].keys() & {"moments", "master_bits", "format"}
 
@@ -263,7 +269,7 @@ def test_row_28_an_inactive_weight_stays(moments: str) -> None:
         beside.step()
         if t == 120:
             before, expected = p.detach().clone(), exact.detach().clone()
-    m, v = decoded(p, optimizer.state[p])
+    m, v = decoded(p, optimizer.state[p], formats.ADAM)
     assert p[:64].tolist() == [1.0] * 64
     assert not m[:64].any()
     assert not v[:64].any()
@@ -282,7 +288,7 @@ def test_row_33_the_second_moment_is_not_frozen(moments: str, near: float) -> No
         grad.fill_(1.0 if t < 500 else 0.01)[::64] = 1.0
         p.grad = grad
         optimizer.step()
-    _, v = decoded(p, optimizer.state[p])
+    _, v = decoded(p, optimizer.state[p], formats.ADAM)
     small = torch.ones(640, dtype=torch.bool)
     small[::64] = False
     exact = (0.999**3000 * (1 - 0.999**500) + 1e-4 * (1 - 0.999**3000)) ** 0.5

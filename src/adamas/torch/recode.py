@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import formats
+from .. import formats, rounding
 from .kinds import Kind
 from .sharding import is_sharded, local, sharded_like
 
@@ -27,9 +27,7 @@ def format_of(param: Tensor, state: Mapping[str, Any]) -> str:
     return "int8" if wide else "int4"
 
 
-def decoded(
-    param: Tensor, state: Mapping[str, Any], keys: formats.Keys = formats.ADAM
-) -> tuple[Any, Any]:
+def decoded(param: Tensor, state: Mapping[str, Any], keys: formats.Keys) -> tuple[Any, Any]:
     """The moments that this process holds, as numbers of the parameter's shape and on its device.
 
     Complex parameters' are complex. Those that the keys do without are None.
@@ -88,7 +86,7 @@ def expanded(state: State, group: Mapping[str, Any], name: str) -> State:
         )
     formats.check_scales(_halves(scales), f"the scales of {name}")
     kept = {k: v for k, v in state.items() if k not in ("words", "scales")}
-    moments = decoded(torch.empty(shape, device="meta"), state)
+    moments = decoded(torch.empty(shape, device="meta"), state, formats.ADAM)
     return kept | dict(zip(formats.ADAM[:2], moments, strict=True))
 
 
@@ -103,7 +101,7 @@ def trained(param: Tensor, state: Mapping[str, Any]) -> Tensor:
     rest = _bytes(local(state["remainder"]))
     wide = local(state["remainder"]).dim() > part.dim()
     halves = part.cpu().contiguous().view(torch.int16).numpy().view(np.uint16).reshape(-1)
-    joined = formats.join(halves, rest.view("<u2") if wide else rest)
+    joined = rounding.join(halves, rest.view("<u2") if wide else rest)
     return torch.from_numpy(joined).reshape(part.shape).to(part.device)
 
 

@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     group: int
     param: Tensor
     state: State
-    keys: formats.Keys = formats.ADAM
+    keys: formats.Keys
     """Of its group's averages."""
 
 

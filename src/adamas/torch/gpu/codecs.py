@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from ... import formats
+from ... import formats, rounding
 from .jit import jit
 
 GROUP = tl.constexpr(formats.GROUP)
 NONE, REST_8, REST_16, WHOLE = (tl.constexpr(bits) for bits in (0, 8, 16, 32))  # of masters
 
-_FIRST_BY_STEP, _SECOND_BY_STEP = (tl.constexpr(x) for x in formats.BY_STEP)
-_FIRST_BY_INDEX, _SECOND_BY_INDEX = (tl.constexpr(x) for x in formats.BY_INDEX)
+_FIRST_BY_STEP, _SECOND_BY_STEP = (tl.constexpr(x) for x in rounding.BY_STEP)
+_FIRST_BY_INDEX, _SECOND_BY_INDEX = (tl.constexpr(x) for x in rounding.BY_INDEX)
 _LARGEST = tl.constexpr(formats.LARGEST)
-_NAN = tl.constexpr(formats.NAN)
-_INFINITY = tl.constexpr(formats.INFINITY)
+_NAN = tl.constexpr(rounding.NAN)
+_INFINITY = tl.constexpr(rounding.INFINITY)
 _HALF = tl.constexpr(formats.HALF)
 _NEGLIGIBLE = tl.constexpr(formats.NEGLIGIBLE)
 _LEVEL = tl.constexpr(65535 / 65536)
@@ -50,7 +50,7 @@ def top_half(half: tl.tensor) -> tl.tensor:
 
 @jit
 def first_dither(index: tl.tensor, step: tl.tensor) -> tl.tensor:
-    """``formats.dither``, of 32-bit indices and steps."""
+    """``rounding.dither``, of 32-bit indices and steps."""
     return index * _FIRST_BY_INDEX + step * _FIRST_BY_STEP
 
 
@@ -194,7 +194,7 @@ def to_bfloat16(x: tl.tensor, dither: tl.tensor) -> tl.tensor:
 
 @jit
 def to_float16(x: tl.tensor, dither: tl.tensor) -> tl.tensor:
-    """float32 numbers as float16, rounded by a dither; ``formats.to_float16``."""
+    """float32 numbers as float16, rounded by a dither; ``rounding.to_float16``."""
     size = bits_of(x) & 0x7FFFFFFF
     finite = size < _INFINITY
     exponent = tl.minimum(tl.maximum(size >> 23, 113), 254)
@@ -207,14 +207,14 @@ def to_float16(x: tl.tensor, dither: tl.tensor) -> tl.tensor:
 
 @jit
 def join(weights: tl.tensor, rest: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
-    """float32 master weights of bfloat16 ones and the bits that follow; ``formats.join``."""
+    """float32 master weights of bfloat16 ones and the bits that follow; ``rounding.join``."""
     low = rest.to(tl.uint32) << (16 - BITS)
     return float_of(((weights.to(tl.uint32) << 16) | low) - ((low & 0x8000) << 1))
 
 
 @jit
 def split(x: tl.tensor, dither: tl.tensor, BITS: tl.constexpr) -> tuple[tl.tensor, ...]:
-    """bfloat16 weights and the bits of their masters that follow; ``formats.split``."""
+    """bfloat16 weights and the bits of their masters that follow; ``rounding.split``."""
     bits = x.to(tl.uint32, bitcast=True)
     if BITS == 8:
         bits += dither >> 24
