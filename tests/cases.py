@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,11 @@ class Case:
     master_bits: int | None = None
     rule: str = "adam"
 
-    @property
+    @cached_property
     def hyper(self) -> Rule:
         return HYPERS[self.rule](**self.options)
 
-    @property
+    @cached_property
     def types(self) -> int:
         """Those of the core's rows."""
         beside = formats.master_beside(self.dtype, self.master_bits)

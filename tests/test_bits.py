@@ -29,14 +29,15 @@ Results = list[tuple[np.ndarray, dict[str, Any]]]
 
 def run_core(case: Case, isa: str, threads: int, grain: int) -> Results:
     results = case.initial()
+    rows = native.table(len(results))
+    for row, (param, state) in zip(rows, results, strict=True):
+        row[native.PARAM] = param.ctypes.data
+        for key in state.keys() - {"step"}:
+            row[native.column(key, case.hyper.keys)] = state[key].ctypes.data
+        row[native.SIZE], row[native.TYPES] = param.size, case.types
+    compute = reference.compute_type(results[0][0].dtype)
     for step, grads in enumerate(case.grads(), 1):
-        rows = native.table(len(results))
-        for row, (param, state), grad in zip(rows, results, grads, strict=True):
-            row[[native.PARAM, native.GRAD]] = param.ctypes.data, grad.ctypes.data
-            for key in state.keys() - {"step"}:
-                row[native.column(key, case.hyper.keys)] = state[key].ctypes.data
-            row[native.SIZE], row[native.TYPES] = param.size, case.types
-        compute = reference.compute_type(results[0][0].dtype)
+        rows[:, native.GRAD] = [grad.ctypes.data for grad in grads]
         coefficients = np.array([case.hyper.coefficients(step, compute)])
         native.step(rows, coefficients, threads, grain=grain, isa=isa)
     return results
