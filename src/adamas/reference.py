@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,17 @@ Array = np.ndarray
 
 def compute_type(dtype: np.dtype[Any]) -> str:
     """The type that a step of parameters of this dtype is computed in."""
-    return "float64" if dtype.name == "float64" else "float32"  # in whatever byte order
+    return "float64" if _name(dtype) == "float64" else "float32"  # in whatever byte order
 
 
 def dtype_name(array: Array) -> str:
     """Of an array's numbers; NumPy has no bfloat16, and uint16 stands for its bits."""
-    return "bfloat16" if array.dtype.name == "uint16" else array.dtype.name
+    return _name(array.dtype)
+
+
+@lru_cache(maxsize=64)  # NumPy works a name out anew each time, longer than it adds small arrays
+def _name(dtype: np.dtype[Any]) -> str:
+    return "bfloat16" if dtype.name == "uint16" else dtype.name
 
 
 def initial_state(
