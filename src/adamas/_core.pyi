@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,18 @@ def square_sum(
 def exact_square_sum(
     rows: NDArray[np.int64], scale: float, threads: int, grain: int
 ) -> list[int]: ...
-def identical(one: Iterable[Any], other: list[Any]) -> bool: ...
+def identical(one: Sequence[Any] | Mapping[Any, Any], other: list[Any]) -> bool: ...
 
 class Watch:
     def __init__(
         self,
-        exchange_api: object,
+        torch: tuple[object, ...],
         params: list[Any],
         states: list[dict[str, Any]],
         moments: list[tuple[str, ...]],
-        shim: tuple[object, int, int] | None,
         wrapper: type | None,
     ) -> None: ...
     def fill(self, rows: NDArray[np.int64]) -> None: ...
     def look(self, rows: NDArray[np.int64], steps: NDArray[np.int64]) -> int: ...
     def which(self) -> list[int]: ...
+    def touch(self, steps: NDArray[np.int64]) -> None: ...

@@ -340,15 +340,31 @@ class RMSpropHyper(Rule):
 def bias_correction(beta: float, step: int) -> float:
     """``1 - beta^step``, rounded once.
 
-    The power is taken in integers of 128 fraction bits. By logarithm and exponential it would
-    differ between processors: glibc's have other last bits where there is FMA than where not.
+    The power is taken in integers of 128 fraction bits, of the step's last four bits and of the
+    others apart. By logarithm and exponential it would differ between processors: glibc's have
+    other last bits where there is FMA than where not.
     """
+    power = _long_power(beta, step & ~15) * _short_powers(beta)[step & 15] >> _BITS
+    return (_ONE - power) / _ONE
+
+
+@lru_cache(maxsize=8)  # one serves sixteen steps
+def _long_power(beta: float, exponent: int) -> int:
+    return _power(beta, exponent)
+
+
+@lru_cache(maxsize=64)
+def _short_powers(beta: float) -> tuple[int, ...]:
+    return tuple(_power(beta, exponent) for exponent in range(16))
+
+
+def _power(beta: float, exponent: int) -> int:
     power = _ONE
     squarings = _squarings(beta)
-    for bit in range(step.bit_length()):
-        if step >> bit & 1:
+    for bit in range(exponent.bit_length()):
+        if exponent >> bit & 1:
             power = power * squarings[bit] >> _BITS
-    return (_ONE - power) / _ONE
+    return power
 
 
 @lru_cache(maxsize=64)

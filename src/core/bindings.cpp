@@ -111,14 +111,22 @@ static void restore_floating_point(nb::bytes environment) {
   std::fesetenv(&callers);
 }
 
-// Whether what is iterated over are a list's objects; == would compare tensors element by element.
-static bool identical(nb::iterable one, nb::list other) {
+// Whether a list's or tuple's objects, or a dictionary's values, are a list's; == would compare
+// tensors element by element. Counts no references, for which it would have to fetch every object.
+static bool identical(nb::handle one, nb::list other) {
+  PyObject** const theirs = PySequence_Fast_ITEMS(other.ptr());
+  const Py_ssize_t count = PyList_GET_SIZE(other.ptr());
+  if (PyDict_Check(one.ptr())) {
+    Py_ssize_t at = 0, i = 0;
+    PyObject* value;
+    while (PyDict_Next(one.ptr(), &at, nullptr, &value))
+      if (i == count || value != theirs[i++]) return false;
+    return i == count;
+  }
   const nb::object items = nb::steal(PySequence_Fast(one.ptr(), "it has no items"));
   if (!items.is_valid()) throw nb::python_error();
-  const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
-  if (count != PyList_GET_SIZE(other.ptr())) return false;
-  PyObject** mine = PySequence_Fast_ITEMS(items.ptr());
-  return std::equal(mine, mine + count, PySequence_Fast_ITEMS(other.ptr()));
+  PyObject** const mine = PySequence_Fast_ITEMS(items.ptr());
+  return PySequence_Fast_GET_SIZE(items.ptr()) == count && std::equal(mine, mine + count, theirs);
 }
 
 NB_MODULE(_core, module) {
@@ -135,10 +143,10 @@ NB_MODULE(_core, module) {
              nb::arg("threads"), nb::arg("grain"));
   module.def("identical", identical, nb::arg("one"), nb::arg("other"));
   nb::class_<Watch>(module, "Watch")
-      .def(nb::init<nb::capsule, nb::list, nb::list, nb::list, nb::object, nb::object>(),
-           nb::arg("exchange_api"), nb::arg("params"), nb::arg("states"), nb::arg("moments"),
-           nb::arg("shim").none(), nb::arg("wrapper").none())
+      .def(nb::init<nb::tuple, nb::list, nb::list, nb::list, nb::object>(), nb::arg("torch"),
+           nb::arg("params"), nb::arg("states"), nb::arg("moments"), nb::arg("wrapper").none())
       .def("fill", &Watch::fill, nb::arg("rows"))
       .def("look", &Watch::look, nb::arg("rows"), nb::arg("steps"))
-      .def("which", &Watch::which);
+      .def("which", &Watch::which)
+      .def("touch", &Watch::touch, nb::arg("steps"));
 }

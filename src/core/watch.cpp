@@ -5,48 +5,37 @@ namespace nb = nanobind;
 namespace adamas {
 namespace {
 
-// The head of DLPack's C exchange API, version 1: a framework's functions for its own tensors.
-struct ExchangeApi {
-  struct {
-    std::uint32_t major, minor;
-    void* previous;
-  } header;
-  void* allocate;
-  void* managed_from_object;
-  void* managed_to_object;
-  int (*tensor_from_object)(void* object, nb::dlpack::dltensor* out);
-};
-
 constexpr int address_column = 0, grad_column = 1, moments_column = 2;  // of a row
 constexpr int step_column = -1;                                         // of none
-constexpr std::uint8_t complex_code = 5;                                // kDLComplex
+constexpr std::int64_t nowhere = -1;                                    // a kind
+constexpr int impl_lines = 3;  // of memory, that a TensorImpl takes
+// Of c10::ScalarType.
+constexpr int float16_type = 5, float64_type = 7, complex_type = 8, last_complex_type = 10;
 
 // A number that tensors of the same shape and strides share. A stride along a dimension of size 1
 // says nothing.
-std::int64_t layout_of(const nb::dlpack::dltensor& tensor) {
-  auto hash = static_cast<std::uint64_t>(tensor.ndim);
+std::int64_t layout_of(std::int64_t dimensions, const std::int64_t* sizes,
+                       const std::int64_t* strides) {
+  auto hash = static_cast<std::uint64_t>(dimensions);
   const auto mix = [&hash](std::int64_t value) {
     hash = (hash ^ static_cast<std::uint64_t>(value)) * 0x9e3779b97f4a7c15u;
     hash ^= hash >> 32;
   };
-  for (int i = 0; i < tensor.ndim; ++i) {
-    mix(tensor.shape[i]);
-    mix(tensor.shape[i] > 1 ? tensor.strides[i] : 1);
+  for (std::int64_t i = 0; i < dimensions; ++i) {
+    mix(sizes[i]);
+    mix(sizes[i] > 1 ? strides[i] : 1);
   }
   return static_cast<std::int64_t>(hash);
 }
 
-bool holds_one(const nb::dlpack::dltensor& tensor) {
-  for (int i = 0; i < tensor.ndim; ++i)
-    if (tensor.shape[i] != 1) return false;
+bool holds_one(std::int64_t dimensions, const std::int64_t* sizes) {
+  for (std::int64_t i = 0; i < dimensions; ++i)
+    if (sizes[i] != 1) return false;
   return true;
 }
 
-std::int64_t kind_of(const nb::dlpack::dltensor& tensor) {
-  return (std::int64_t(tensor.device.device_type) << 40) +
-         (std::int64_t(tensor.device.device_id) << 24) + (std::int64_t(tensor.dtype.code) << 16) +
-         (std::int64_t(tensor.dtype.bits) << 8) + tensor.dtype.lanes;
-}
+// The TensorImpl of an at::Tensor.
+const void* impl_of(const void* tensor) { return *static_cast<const void* const*>(tensor); }
 
 // The value of an object's slot, by the descriptor that its class keeps: faster than by its name.
 nb::object slot(const nb::object& descriptor, PyObject* object) {
@@ -56,72 +45,87 @@ nb::object slot(const nb::object& descriptor, PyObject* object) {
   return nb::steal(value);
 }
 
+template <class Function>
+void take(Function*& function, nb::handle address) {
+  function = reinterpret_cast<Function*>(nb::cast<std::intptr_t>(address));
+}
+
+Torch torch_of(nb::tuple parts) {
+  Torch torch{nb::cast<std::ptrdiff_t>(parts[0]), nb::cast<std::ptrdiff_t>(parts[1]),
+              reinterpret_cast<const void*>(nb::cast<std::intptr_t>(parts[2]))};
+  take(torch.layout, parts[3]);
+  take(torch.data_pointer, parts[4]);
+  take(torch.dimensions, parts[5]);
+  take(torch.sizes, parts[6]);
+  take(torch.strides, parts[7]);
+  take(torch.dtype, parts[8]);
+  take(torch.device_type, parts[9]);
+  take(torch.device_index, parts[10]);
+  take(torch.grad, parts[11]);
+  take(torch.bump_version, parts[12]);
+  return torch;
+}
+
 }  // namespace
 
 // After a step over more memory than the caches hold, what a look reads of each tensor is in memory
 // again, in some dozens of places one behind the other; fetching them ahead shortens the look.
 void Watch::fetch(std::size_t i) const {
   if (i >= parameters_.size()) return;
-  const auto fetch_tensor = [](const Place& place) {
-    // Shape and strides lie within the framework's own tensor; the lines are never followed.
-    for (int line = -2; line <= 1; ++line)
-      __builtin_prefetch(static_cast<const char*>(place.shape) + 64 * line);
-  };
-  const Parameter& parameter = parameters_[i];
-  __builtin_prefetch(parameter.tensor.ptr());
-  __builtin_prefetch(parameter.state.ptr());
-  fetch_tensor(parameter.place);
-  for (std::size_t k = i ? parameters_[i - 1].items_end : 0; k < parameter.items_end; ++k)
-    if (items_[k].moment) fetch_tensor(items_[k].place);
+  for (std::size_t k = i ? parameters_[i - 1].lines_end : 0; k < parameters_[i].lines_end; ++k)
+    __builtin_prefetch(lines_[k]);
+  const char* grad = static_cast<const char*>(parameters_[i].grad_impl);
+  for (int line = 0; line < impl_lines; ++line) __builtin_prefetch(grad + 64 * line);
 }
 
-Watch::Watch(nb::capsule exchange_api, nb::list params, nb::list states, nb::list moments,
-             nb::object shim, nb::object wrapper)
-    : exchange_api_(exchange_api), wrapper_(wrapper) {
-  const auto* api = static_cast<const ExchangeApi*>(exchange_api.data("dlpack_exchange_api"));
-  if (!api || api->header.major != 1 || !api->tensor_from_object)
-    throw nb::value_error("the framework's DLPack exchange API is not of version 1");
-  tensor_from_object_ = api->tensor_from_object;
+void Watch::add_lines(nb::handle object) {
+  const void* found = tensor(object);
+  const char* impl = static_cast<const char*>(impl_of(found));
+  lines_.push_back(found);
+  for (int line = 0; line < impl_lines; ++line) lines_.push_back(impl + 64 * line);
+  lines_.push_back(*reinterpret_cast<const void* const*>(impl + torch_.storage));
+}
+
+Watch::Watch(nb::tuple torch, nb::list params, nb::list states, nb::list moments,
+             nb::object wrapper)
+    : torch_(torch_of(torch)), wrapper_(wrapper) {
   if (!wrapper.is_none()) {
     local_slot_ = wrapper.attr("_local_tensor");
     spec_slot_ = wrapper.attr("_spec");
-  }
-  nb::object make_handle;
-  if (!shim.is_none()) {
-    make_handle = shim[0];
-    data_pointer_ = reinterpret_cast<decltype(data_pointer_)>(nb::cast<std::intptr_t>(shim[1]));
-    release_ = reinterpret_cast<decltype(release_)>(nb::cast<std::intptr_t>(shim[2]));
   }
   if (params.size() != states.size() || params.size() != moments.size())
     throw nb::value_error("a state and moments are needed for each parameter");
   for (std::size_t i = 0; i < params.size(); ++i) {
     nb::object param = params[i], state = states[i];
-    add_items(state.ptr(), moments[i], make_handle);
+    add_items(state.ptr(), moments[i]);
     nb::object local = unwrap(param.ptr()), spec;
     if (local) spec = slot(spec_slot_, param.ptr());
-    const Place found = place((local ? local : param).ptr());
+    const Place found = place(tensor(local ? local : param));
     nb::object count = nb::borrow(PyDict_GetItem(state.ptr(), step_.ptr()));
     if (count && PyLong_CheckExact(count.ptr())) count.reset();
-    parameters_.push_back({param, state, local, spec, {}, count, found, items_.size()});
+    if (!local) lines_.push_back(torch_.grad(impl_of(tensor(param))));
+    add_lines(local ? local : param);
+    parameters_.push_back({param, state, local, spec, {}, count, found, nullptr,
+                           items_.size(), lines_.size()});
   }
 }
 
-void Watch::add_items(PyObject* state, nb::handle moments, nb::handle make_handle) {
+void Watch::add_items(PyObject* state, nb::handle moments) {
+  const auto* dictionary = reinterpret_cast<const PyDictObject*>(state);
+  const char* keys = reinterpret_cast<const char*>(dictionary->ma_keys);
+  lines_.insert(lines_.end(), {dictionary, keys, keys + 64});
   PyObject *key, *value;
   for (Py_ssize_t at = 0; PyDict_Next(state, &at, &key, &value);) {
-    Item item{nb::borrow(key), {}, {}, 0, {}, {nullptr, release_}};
+    Item item{nb::borrow(key), {}, {}, 0, 0};
     int column = moments_column;
     for (nb::handle name : moments) {
       if (item.key.equal(name)) {
         item.moment = nb::borrow(value);
         item.column = column;
         item.local = unwrap(value);
-        const nb::object tensor = item.local ? item.local : item.moment;
-        item.place = place(tensor.ptr());
-        if (make_handle) {
-          const nb::object handle = make_handle(tensor);
-          item.handle.reset(PyCapsule_GetPointer(handle.ptr(), nullptr));
-        }
+        const nb::object& found = item.local ? item.local : item.moment;
+        item.address = place(tensor(found)).address;
+        add_lines(found);
       }
       ++column;
     }
@@ -130,15 +134,23 @@ void Watch::add_items(PyObject* state, nb::handle moments, nb::handle make_handl
   }
 }
 
-Watch::Place Watch::place(PyObject* tensor) const {
-  nb::dlpack::dltensor found{};
-  if (tensor_from_object_(tensor, &found) != 0) {
-    PyErr_Clear();  // it has no memory of its own, or none that DLPack can tell of
-    return {0, -1, 0, nullptr, false};
-  }
-  const auto address = reinterpret_cast<std::intptr_t>(found.data) + found.byte_offset;
-  return {static_cast<std::int64_t>(address), kind_of(found), layout_of(found), found.shape,
-          holds_one(found)};
+const void* Watch::tensor(nb::handle object) const {
+  return reinterpret_cast<const char*>(object.ptr()) + torch_.field;
+}
+
+Watch::Place Watch::place(const void* tensor) const {
+  std::int32_t layout = 0, dtype = 0, device_type = 0, device_index = 0;
+  std::int64_t dimensions = 0, *sizes = nullptr, *strides = nullptr;
+  void* address = nullptr;
+  // The layout first: of one that has no strides, the shim would complain on the standard error.
+  if (torch_.layout(tensor, &layout) || layout || torch_.data_pointer(tensor, &address) ||
+      torch_.dimensions(tensor, &dimensions) || torch_.sizes(tensor, &sizes) ||
+      torch_.strides(tensor, &strides) || torch_.dtype(tensor, &dtype) ||
+      torch_.device_type(tensor, &device_type) || torch_.device_index(tensor, &device_index))
+    return {0, nowhere, 0, false};
+  const std::int64_t device = (std::int64_t(device_type) << 16) + std::uint16_t(device_index);
+  return {reinterpret_cast<std::intptr_t>(address), (device << 8) + dtype,
+          layout_of(dimensions, sizes, strides), holds_one(dimensions, sizes)};
 }
 
 nb::object Watch::unwrap(PyObject* tensor) const {
@@ -146,34 +158,49 @@ nb::object Watch::unwrap(PyObject* tensor) const {
   return slot(local_slot_, tensor);
 }
 
-// A gradient that is wrapped otherwise than its parameter lies like no parameter.
-Watch::Place Watch::place_of_grad(Parameter& parameter, PyObject* grad) const {
-  if (!parameter.local) return place(grad);
-  const nb::object local = unwrap(grad);
-  if (!local) return {0, -1, 0, nullptr, false};
+Watch::Place Watch::place_of_grad(Parameter& parameter, bool& is_none) const {
+  if (!parameter.local) {
+    const void* grad = torch_.grad(impl_of(tensor(parameter.tensor)));
+    parameter.grad_impl = impl_of(grad);
+    is_none = parameter.grad_impl == torch_.undefined;
+    return is_none ? Place{} : place(grad);
+  }
+  const nb::object grad = nb::steal(PyObject_GetAttr(parameter.tensor.ptr(), grad_.ptr()));
+  if (!grad.is_valid()) throw nb::python_error();
+  is_none = grad.is_none();
+  if (is_none) return {};
+  const nb::object found = unwrap_grad(parameter, grad.ptr());
+  return found ? place(tensor(found)) : Place{0, nowhere, 0, false};
+}
+
+// Null for a gradient that is wrapped otherwise than its parameter, and so lies like no parameter.
+nb::object Watch::unwrap_grad(Parameter& parameter, PyObject* grad) const {
+  nb::object local = unwrap(grad);
+  if (!local) return {};
   const nb::object spec = slot(spec_slot_, grad);
   if (!spec.is(parameter.spec) && !spec.is(parameter.grad_spec)) {
-    if (!spec.equal(parameter.spec)) return {0, -1, 0, nullptr, false};
+    if (!spec.equal(parameter.spec)) return {};
     parameter.grad_spec = spec;
   }
-  return place(local.ptr());
+  return local;
 }
 
 // torch's lazily conjugated tensors are complex, and its lazily negated ones imaginary parts of
-// complex tensors; DLPack does not tell of either. The latter have gaps between their elements, so
+// complex tensors; the shim does not tell of either. The latter have gaps between their elements, so
 // that they lie unlike any dense parameter, but for a single one, at an odd multiple of its size.
 bool Watch::suspicious(const Place& gradient) const {
-  const std::int64_t bytes = (gradient.kind >> 8 & 0xff) / 8;
-  return (gradient.kind >> 16 & 0xff) == complex_code ||
-         (gradient.single && (gradient.address & bytes) != 0);
+  const int dtype = gradient.kind & 0xff;
+  if (dtype >= complex_type && dtype <= last_complex_type) return true;
+  const bool has_complex = dtype >= float16_type && dtype <= float64_type;
+  const std::int64_t bytes = has_complex ? std::int64_t(2) << (dtype - float16_type) : 0;
+  return gradient.single && (gradient.address & bytes) != 0;
 }
 
 bool Watch::stays(const Item& item, PyObject* value) const {
   if (value != item.moment.ptr()) return false;  // and a wrapper keeps what it holds
-  if (!item.handle) return place((item.local ? item.local : item.moment).ptr()) == item.place;
   void* address = nullptr;
-  return data_pointer_(item.handle.get(), &address) == 0 &&
-         reinterpret_cast<std::intptr_t>(address) == item.place.address;
+  return torch_.data_pointer(tensor(item.local ? item.local : item.moment), &address) == 0 &&
+         reinterpret_cast<std::intptr_t>(address) == item.address;
 }
 
 // The count in a parameter's state (borrowed), null if that state is not what it was. Reads the
@@ -195,7 +222,7 @@ void Watch::fill(Matrix<std::int64_t, row_columns> rows) const {
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     rows(i, address_column) = parameters_[i].place.address;
     for (; k < parameters_[i].items_end; ++k)
-      if (items_[k].moment) rows(i, items_[k].column) = items_[k].place.address;
+      if (items_[k].moment) rows(i, items_[k].column) = items_[k].address;
   }
 }
 
@@ -212,11 +239,11 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     fetch(i + ahead);
     Parameter& parameter = parameters_[i];
-    PyObject* param = parameter.tensor.ptr();
+    const nb::object& held = parameter.local ? parameter.local : parameter.tensor;
     const Place& own = parameter.place;
     PyObject* count = step_of(i);
-    if (!count || (parameter.local && !unwrap(param).is(parameter.local))) return moved;
-    if (!(place((parameter.local ? parameter.local : parameter.tensor).ptr()) == own)) return moved;
+    if (!count || !(place(tensor(held)) == own)) return moved;
+    if (parameter.local && !unwrap(parameter.tensor.ptr()).is(parameter.local)) return moved;
     if (count != last_count) {
       step = 0;
       if (parameter.count ? count != parameter.count.ptr() : !PyLong_CheckExact(count))
@@ -225,20 +252,26 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
       if (step < 0) return PyErr_Clear(), moved;
       last_count = count;
     }
-    nb::object grad = nb::steal(PyObject_GetAttr(param, grad_.ptr()));
-    if (!grad.is_valid()) throw nb::python_error();
-    const Place there = grad.is_none() ? Place{} : place_of_grad(parameter, grad.ptr());
-    steps(i) = grad.is_none() ? -1 : step;
-    if (grad.is_none() || steps(i) != steps(0)) answer |= uneven;
+    bool is_none = false;
+    const Place there = place_of_grad(parameter, is_none);
+    steps(i) = is_none ? -1 : step;
+    if (is_none || steps(i) != steps(0)) answer |= uneven;
     if (rows(i, grad_column) != there.address) answer |= changed;
     rows(i, grad_column) = there.address;
     const bool alike = there.kind == own.kind && there.layout == own.layout;
-    if (!grad.is_none() && (!alike || suspicious(there))) {
+    if (!is_none && (!alike || suspicious(there))) {
       answer |= strange;
       which_.push_back(static_cast<std::int64_t>(i));
     }
   }
   return answer;
+}
+
+void Watch::touch(nb::ndarray<const std::int64_t, nb::ndim<1>> steps) const {
+  if (steps.shape(0) != parameters_.size())
+    throw nb::value_error("a step is needed for each parameter");
+  for (std::size_t i = 0; i < parameters_.size(); ++i)
+    if (steps(i) >= 0) torch_.bump_version(tensor(parameters_[i].tensor));
 }
 
 }  // namespace adamas

@@ -5,8 +5,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "table.hpp"
@@ -17,9 +17,28 @@ template <class T, int columns>
 using Matrix =
     nanobind::ndarray<T, nanobind::shape<-1, columns>, nanobind::c_contig, nanobind::device::cpu>;
 
+// What PyTorch exports of its own tensors; see adamas.torch.watch. A tensor is told by the address of
+// its at::Tensor, whose first word is that of its TensorImpl.
+struct Torch {
+  std::ptrdiff_t field;   // of a Python tensor, that is its at::Tensor,
+  std::ptrdiff_t storage;  // and of a TensorImpl, that is the address of its memory's description
+  const void* undefined;  // the TensorImpl of none
+  // Of the C shim: 0 where they find an answer, which most do not of tensors without memory.
+  int (*layout)(const void* tensor, std::int32_t* answer);
+  int (*data_pointer)(const void* tensor, void** answer);
+  int (*dimensions)(const void* tensor, std::int64_t* answer);
+  int (*sizes)(const void* tensor, std::int64_t** answer);
+  int (*strides)(const void* tensor, std::int64_t** answer);
+  int (*dtype)(const void* tensor, std::int32_t* answer);
+  int (*device_type)(const void* tensor, std::int32_t* answer);
+  int (*device_index)(const void* tensor, std::int32_t* answer);
+  // Of C++: TensorImpl::grad, and autograd::impl::bump_version.
+  const void* (*grad)(const void* impl);
+  void (*bump_version)(const void* tensor);
+};
+
 // Remembers where parameters and their moments lie, and sees at each step whether they still do and
-// where the gradients are. What it asks of a tensor costs some 30 ns through DLPack's exchange API
-// and 10 ns through PyTorch's C shim, against 70 ns and more for each question put through Python.
+// where the gradients are. Each question put to a tensor costs some 2 ns; through Python, 70 and more.
 class Watch {
  public:
   // Bits of look()'s answer.
@@ -27,12 +46,11 @@ class Watch {
 
   // `states` are dictionaries with an int as `step`, or a tensor that counts on a device, and
   // `moments` the keys of the tensors in each that a step writes, in the order of a row's columns.
-  // `shim` is None or the C shim: what makes a handle of a tensor, and the addresses of what tells
-  // where a handle's tensor lies and of what gives a handle back. `wrapper` is None or the class of
-  // tensors that are wrappers: what counts of one is its `_local_tensor`, and a gradient must have
-  // its parameter's `_spec`.
-  Watch(nanobind::capsule exchange_api, nanobind::list params, nanobind::list states,
-        nanobind::list moments, nanobind::object shim, nanobind::object wrapper);
+  // `torch` is what struct Torch holds, in its order. `wrapper` is None or the class of tensors
+  // that are wrappers: what counts of one is its `_local_tensor`, and a gradient must have its
+  // parameter's `_spec`. Of others, `grad` must be torch's own.
+  Watch(nanobind::tuple torch, nanobind::list params, nanobind::list states,
+        nanobind::list moments, nanobind::object wrapper);
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
@@ -49,49 +67,52 @@ class Watch {
            nanobind::ndarray<std::int64_t, nanobind::ndim<1>> steps);
   const std::vector<std::int64_t>& which() const { return which_; }
 
+  // Tells autograd that the parameters are written whose step is not -1: a graph that saved one
+  // must not use it.
+  void touch(nanobind::ndarray<const std::int64_t, nanobind::ndim<1>> steps) const;
+
  private:
   struct Place {
     std::int64_t address, kind, layout;
-    const void* shape;  // within the framework's own tensor
-    bool single;        // one element
+    bool single;  // one element
     bool operator==(const Place& other) const {
       return address == other.address && kind == other.kind && layout == other.layout;
     }
   };
-  using Handle = std::unique_ptr<void, int (*)(void*)>;
   // A key of a state dictionary and, if it is a moment's, what was under it.
   struct Item {
     nanobind::object key, moment, local;  // the last is what a wrapper holds, else null
     int column;                           // of a row, for the moment's address
-    Place place;
-    Handle handle;  // holds the moment's memory; null without a shim
+    std::int64_t address;
   };
   struct Parameter {
     nanobind::object tensor, state, local, spec;  // the last two null but for a wrapper
     nanobind::object grad_spec;                   // the last that was found equal to it
     nanobind::object count;  // the step count, where it is a tensor on a device, else null
     Place place;
-    std::size_t items_end;  // of its own; they begin where the previous parameter's end
+    const void* grad_impl;  // the last TensorImpl; never followed
+    std::size_t items_end, lines_end;  // of its own; they begin where the previous parameter's end
   };
 
-  Place place(PyObject* tensor) const;
+  const void* tensor(nanobind::handle object) const;  // as Torch has it
+  Place place(const void* tensor) const;
+  void add_lines(nanobind::handle tensor);
   nanobind::object unwrap(PyObject* tensor) const;  // null if it is no wrapper
-  Place place_of_grad(Parameter& parameter, PyObject* grad) const;
-  void add_items(PyObject* state, nanobind::handle moments, nanobind::handle make_handle);
+  Place place_of_grad(Parameter& parameter, bool& is_none) const;
+  nanobind::object unwrap_grad(Parameter& parameter, PyObject* grad) const;
+  void add_items(PyObject* state, nanobind::handle moments);
   bool stays(const Item& item, PyObject* value) const;
   PyObject* step_of(std::size_t i) const;
   // Inlined, or else g++ takes it for a call without effect and leaves it out.
   __attribute__((always_inline)) inline void fetch(std::size_t i) const;
   bool suspicious(const Place& gradient) const;
 
-  nanobind::capsule exchange_api_;
-  int (*tensor_from_object_)(void* object, nanobind::dlpack::dltensor* out);
-  int (*data_pointer_)(void* handle, void** address) = nullptr;
-  int (*release_)(void* handle) = nullptr;
+  Torch torch_;
   nanobind::object wrapper_, local_slot_, spec_slot_;
   nanobind::str grad_{"grad"}, step_{"step"};
   std::vector<Parameter> parameters_;
   std::vector<Item> items_;  // of all states, each in its dictionary's order
+  std::vector<const void*> lines_;  // of memory, that a look reads; never followed
   std::vector<std::int64_t> which_;
 };
 

@@ -18,14 +18,10 @@ from adamas.torch import Adam, watch
 from adamas.torch.watch import PythonWatch
 
 
-@pytest.fixture(params=["no C shim", "no exchange API"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+@pytest.fixture
+def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes from torch what older ones lack."""
-    if request.param == "no C shim":
-        monkeypatch.setattr(watch, "_shim", lambda: None)
-        return native.Watch
-    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    return PythonWatch
+    monkeypatch.setattr(watch, "_exports", lambda: None)
 
 
 SAME = [
@@ -45,29 +41,75 @@ def test_a_bad_step_as_with_the_newest(
     spoil: Callable[[nn.Parameter, Adam], None],
     error: type[Exception],
     message: str,
-    kind: type,
+    in_python: None,
 ) -> None:
     test_bad_input.test_a_bad_step_touches_nothing(spoil, error, message, torch.float32, 1)
 
 
 @pytest.mark.parametrize("test", SAME, ids=lambda test: test.__name__)
-def test_as_with_the_newest(test: object, kind: type) -> None:
+def test_as_with_the_newest(test: object, in_python: None) -> None:
     test()  # type: ignore[operator]
 
 
-def test_the_watch_that_steps(kind: type) -> None:
-    p = nn.Parameter(torch.ones(2))
-    p.grad = torch.ones(2)
-    optimizer = Adam([p], lr=0.5)
+def stepped() -> tuple[Adam, nn.Parameter, nn.Parameter]:
+    """An optimizer that has stepped the first of two parameters."""
+    one, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    one.grad = torch.ones(2)
+    optimizer = Adam([one, other], lr=0.5)
     optimizer.step()
-    assert type(optimizer._plan._tables[0]._watch) is kind
-    assert p.tolist() == [0.5, 0.5]
+    return optimizer, one, other
 
 
-def test_this_torch_has_the_shim() -> None:
+def test_the_watch_that_steps(in_python: None) -> None:
+    optimizer, one, _ = stepped()
+    assert type(optimizer._plan._tables[0]._watch) is PythonWatch
+    assert one.tolist() == [0.5, 0.5]
+
+
+def test_this_torch_exports_what_the_compiled_watch_needs() -> None:
     """Which none of the tests above would miss."""
-    assert watch._shim() is not None
-    assert hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    assert type(stepped()[0]._plan._tables[0]._watch) is native.Watch
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_step_shows_in_the_versions_of_what_it_writes(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(watch, "_exports", lambda: None)
+    optimizer, one, other = stepped()
+    other.grad = torch.ones(2)
+    optimizer.step()
+    before = one._version, other._version
+    one.grad = None
+    optimizer.step()
+    assert (one._version, other._version) == (before[0], before[1] + 1)
+
+
+def test_tensors_swapped_between_steps() -> None:
+    """The parameter is then what the other was; a watch must neither refuse that nor miss it."""
+    optimizer, one, _ = stepped()
+    new = nn.Parameter(torch.full((2,), 3.0))
+    torch.utils.swap_tensors(one, new)
+    one.grad = torch.ones(2)
+    optimizer.step()
+    assert one.tolist() == [2.5, 2.5]
+    assert new.tolist() == [0.5, 0.5]
+
+
+def test_a_gradient_of_a_class_that_has_its_own() -> None:
+    class Doubled(nn.Parameter):
+        @property
+        def grad(self) -> torch.Tensor:  # type: ignore[override]
+            return torch.full((2,), 2.0)
+
+    one = Doubled(torch.ones(2))
+    optimizer = Adam([one], lr=0.5, eps=1.0)
+    optimizer.step()
+    twin = nn.Parameter(torch.ones(2))
+    twin.grad = torch.full((2,), 2.0)
+    Adam([twin], lr=0.5, eps=1.0).step()
+    assert torch.equal(one.detach(), twin.detach())
 
 
 def test_moments_are_given_back() -> None:

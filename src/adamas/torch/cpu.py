@@ -24,13 +24,10 @@ def step(table: Table, coefficients: NDArray[np.float64], measure: bool) -> list
     Returns:
         What was found, if so.
     """
-    params, rows, steps = table.params, table.rows, table.steps
+    rows, steps = table.rows, table.steps
     if not table.even:
-        present = steps >= 0
-        params, rows = list(compress(params, present)), rows[present]
-    # The core writes behind autograd's back: a graph that saved a parameter must not use it.
-    # This goes first, while what it touches is still in the caches.
-    torch.autograd.graph.increment_version(params)
+        rows = rows[steps >= 0]
+    table.touch()  # first, while that is still in the caches
     measures = np.zeros((len(rows), native.MEASURES)) if measure else None
     threads, counts = torch.get_num_threads(), (table.states, steps)
     native.step(rows, coefficients, threads, counts=counts, measures=measures)

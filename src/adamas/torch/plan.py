@@ -104,6 +104,9 @@ class Plan:
         self._states = list(states.values())
         self._waiting = [p for params in self._params for p in params if p not in states]
         self._kinds = kinds
+        # Of each group its options as they were last seen, and what they say unless tensors do.
+        self._options: list[list[Any]] = [list(group.values()) for group in groups]
+        self._hypers: list[Rule | None] = [None] * len(groups)
         self._grads: list[tuple[Entry, Tensor]] = []  # of the plain ones, of the last look
         self._with_grad: list[int] = []
 
@@ -113,10 +116,26 @@ class Plan:
             needs == self._needs
             and len(groups) == len(self._params)
             and all(map(native.identical, map(_PARAMS, groups), self._params))
-            and native.identical(states.values(), self._states)
+            and native.identical(states, self._states)
             and all(param.grad is None for param in self._waiting)
-            and all(map(is_of, groups, self._kinds))
+            and all(map(self._is_as_before, groups, range(len(groups))))
         )
+
+    def _is_as_before(self, group: dict[str, Any], number: int) -> bool:
+        """Whether a group still is of its kind; it may have other numbers than before."""
+        if native.identical(group, self._options[number]):
+            return True
+        self._options[number], self._hypers[number] = list(group.values()), None
+        return is_of(group, self._kinds[number])
+
+    def _hyper_of(self, group: dict[str, Any], number: int) -> Rule:
+        """A group's hyperparameters, which has not changed since the plan was seen to hold."""
+        known = self._hypers[number]
+        if known is None:
+            known = hyper_of(group)
+            if not _may_change(group):
+                self._hypers[number] = known
+        return known
 
     def look(self, groups: Groups) -> bool:
         """Finds the gradients of the next step, or raises if one cannot be used.
@@ -195,12 +214,12 @@ class Plan:
             What was found, if so.
         """
         self._refuse_capture()
-        hypers = [hyper_of(group) for group in groups]
+        hypers = [self._hyper_of(group, number) for number, group in enumerate(groups)]
         grads, self._grads = self._grads, []
         steps = [table.steps for table in self._tables]
         self.taken = Taken(
             self._fast,
-            np.concatenate(steps or [_NO_STEPS]),
+            steps[0].copy() if len(steps) == 1 else np.concatenate(steps or [_NO_STEPS]),
             [entry for entry, _ in grads],
             hypers,
             unscale,
@@ -354,7 +373,9 @@ def _taken_on(param: Tensor, kind: Kind) -> tuple[torch.device, bool] | None:
     """Where a parameter is that a table takes as it lies, and whether its state is away from it."""
     part, away = local(param), offloads(param, kind)
     fast = away or part.device.type == "cpu" or gpu.takes(part.device)
-    if not fast or kind.differentiable or not is_plain(part):
+    # A gradient that a property of a subclass makes may live no longer than the look at it.
+    its_own = type(param).grad is Tensor.grad
+    if not fast or kind.differentiable or not its_own or not is_plain(part):
         return None
     return (part.device, away) if part.is_contiguous() or not ordered(param, kind) else None
 
@@ -378,6 +399,14 @@ def _executor(table: Table) -> Executor:
     from .gpu.executor import Executor  # with Triton, which takes long to import
 
     return Executor(table)
+
+
+def _may_change(group: dict[str, Any]) -> bool:
+    """Whether a group's numbers may become others while its options stay the same objects."""
+    numbers = (*group.values(), *group.get("betas", ()))
+    return any(isinstance(number, Tensor | np.ndarray) for number in numbers) or isinstance(
+        group.get("betas"), list
+    )
 
 
 def _recorded(group: dict[str, Any]) -> bool:

@@ -109,6 +109,10 @@ class Table:
                 self._copy(i, self.grad(i))
         return 0
 
+    def touch(self) -> None:
+        """Tells autograd of the writes of a step of all that have a gradient."""
+        self._watch.touch(self.steps)
+
     def count_on_device(self, steps: Tensor) -> None:
         """Lets a tensor on the device, with an element for each parameter, count the steps."""
         for state, step in zip(self.states, steps.unbind(), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import operator
 from functools import cache
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,32 +31,75 @@ class Watch(Protocol):
     def which(self) -> list[int]:
         """The gradients that were strange at the last look."""
 
+    def touch(self, steps: NDArray[np.int64]) -> None:
+        """Tells autograd that the parameters are written whose step is not -1.
+
+        A graph that saved one must not use it.
+        """
+
 
 def watch(params: list[Tensor], states: list[State], moments: list[tuple[str, ...]]) -> Watch:
     """A watch over these parameters and, in their states, the tensors under these keys."""
-    # torch offers DLPack's exchange API since 2.10.
-    exchange_api: object | None = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if exchange_api is None:
+    exports = _exports()
+    if exports is None:
         return PythonWatch(params, states, moments)
-    compiled: Watch = native.Watch(exchange_api, params, states, moments, _shim(), dtensor())
+    compiled: Watch = native.Watch(exports, params, states, moments, dtensor())
     return compiled
 
 
+# What the compiled watch asks: functions of torch's C shim, which stay as they are, in the order of
+# struct Torch in src/core/watch.hpp,
+_SHIM = (
+    "aoti_torch_get_layout",
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_get_dim",
+    "aoti_torch_get_sizes",
+    "aoti_torch_get_strides",
+    "aoti_torch_get_dtype",
+    "aoti_torch_get_device_type",
+    "aoti_torch_get_device_index",
+)
+# and two that the shim lacks: c10::TensorImpl::grad, and torch::autograd::impl::bump_version.
+_GRAD = "_ZNK3c1010TensorImpl4gradEv"
+_BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
+
+
 @cache
-def _shim() -> tuple[object, int, int] | None:
-    """Torch's C shim for the compiled watch, None where torch does not have it."""
+def _exports() -> tuple[int | None, ...] | None:
+    """What ``native.Watch`` has to know of torch, None where this torch is not as it must be."""
     library = ctypes.CDLL(torch._C.__file__)
     try:
-        make_handle: object = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor
-        functions = library.aoti_torch_get_data_ptr, library.aoti_torch_delete_tensor_object
+        functions = [getattr(library, name) for name in (*_SHIM, _GRAD, _BUMP_VERSION)]
     except AttributeError:
         return None
-    tells, frees = (ctypes.cast(function, ctypes.c_void_p).value for function in functions)
-    return (make_handle, tells, frees) if tells and frees else None
+    one, other = torch.zeros(1), torch.nn.Parameter(torch.zeros(1))
+    # In a tensor of Python, that of C++: a pointer to what its ``_cdata`` tells. And in that, a
+    # pointer to its storage, which is only fetched ahead.
+    fields = _words(id(one), one._cdata) & _words(id(other), other._cdata)
+    storages = _words(one._cdata, one.untyped_storage()._cdata)
+    undefined = _grad_of(one, functions[-2])
+    grad = one.grad = torch.ones(1)
+    if len(fields) != 1 or not storages or _grad_of(one, functions[-2]) != grad._cdata:
+        return None
+    addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
+    return min(fields), min(storages), undefined, *addresses
+
+
+def _words(address: int, value: int) -> set[int]:
+    """At which of the first words of an object there is a value, in bytes from its beginning."""
+    size = ctypes.sizeof(ctypes.c_void_p)
+    places = range(0, Tensor.__basicsize__, size)  # of which a C++ tensor has more
+    return {at for at in places if ctypes.c_void_p.from_address(address + at).value == value}
+
+
+def _grad_of(tensor: Tensor, function: Any) -> int:
+    """The address of the C++ gradient of a tensor: that of no tensor's where it has none."""
+    function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    return ctypes.c_void_p.from_address(function(tensor._cdata)).value or 0
 
 
 class PythonWatch:
-    """The compiled watch's equal, for torch before 2.10: some microseconds a parameter."""
+    """The compiled watch's equal in Python: some microseconds a parameter."""
 
     def __init__(
         self, params: list[Tensor], states: list[State], moments: list[tuple[str, ...]]
@@ -109,6 +153,10 @@ class PythonWatch:
     def which(self) -> list[int]:
         """As ``Watch.which``."""
         return self._which
+
+    def touch(self, steps: NDArray[np.int64]) -> None:
+        """As ``Watch.touch``."""
+        torch.autograd.graph.increment_version(list(compress(self._params, steps >= 0)))
 
     def _moments_of(self, i: int) -> list[Tensor | None]:
         return [self._states[i].get(key) for key in self._names[i]]

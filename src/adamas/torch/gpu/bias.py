@@ -22,19 +22,35 @@ def bias_correction(beta: tl.tensor, step: tl.tensor) -> tl.tensor:
         step: and int64 of the same shape (rows, betas), each at least 1.
     """
     high, low = _fixed_point(beta)
-    power_high, power_low = high, low
-    untouched = step > 0  # while the power is still one, which has no place in 128 bits
     bits = tl.max(tl.max(step, 1), 0)
+    few_high, few_low, no_few, high, low = _power(high, low, step & 15, bits * 0 + 15)
+    many_high, many_low, no_many, high, low = _power(high, low, step >> 4, bits >> 4)
+    power_high, power_low = _multiply(many_high, many_low, few_high, few_low)
+    power_high = tl.where(no_few, many_high, tl.where(no_many, few_high, power_high))
+    power_low = tl.where(no_few, many_low, tl.where(no_many, few_low, power_low))
+    return _one_minus(power_high, power_low)
+
+
+@jit
+def _power(high: tl.tensor, low: tl.tensor, exponent: tl.tensor, bits: tl.tensor) -> tl.tuple:
+    """Powers, and what their bases come to, squared for each bit of ``bits``.
+
+    Returns:
+        The halves of the powers; which are one, that has no place in 128 bits; the halves of the
+        squares.
+    """
+    power_high, power_low = high, low
+    is_one = exponent >= 0
     while bits > 0:
         more_high, more_low = _multiply(power_high, power_low, high, low)
-        taken = (step & 1) != 0
-        power_high = tl.where(taken, tl.where(untouched, high, more_high), power_high)
-        power_low = tl.where(taken, tl.where(untouched, low, more_low), power_low)
-        untouched = untouched & (taken == 0)
+        taken = (exponent & 1) != 0
+        power_high = tl.where(taken, tl.where(is_one, high, more_high), power_high)
+        power_low = tl.where(taken, tl.where(is_one, low, more_low), power_low)
+        is_one = is_one & (taken == 0)
         high, low = _multiply(high, low, high, low)
-        step = step >> 1
+        exponent = exponent >> 1
         bits = bits >> 1
-    return _one_minus(power_high, power_low)
+    return power_high, power_low, is_one, high, low
 
 
 @jit

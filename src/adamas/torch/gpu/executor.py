@@ -7,7 +7,6 @@ from itertools import compress
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -60,7 +59,7 @@ class Executor:
         if not entries:
             return []
         before = [trained(e.param, e.state).clone() for e in entries] if measure else []
-        torch.autograd.graph.increment_version(_params(table, entries))
+        table.touch()
         with deferred():  # all launches and the counts, or none
             self._launches.step(coefficients, table.changed)
             native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
@@ -104,7 +103,7 @@ class Executor:
             hypers = np.array(rows)
         else:
             coefficients = table.coefficients([hyper_of(group) for group in groups], 1.0, 1.0)
-        torch.autograd.graph.increment_version(_params(table, entries))
+        table.touch()
         with deferred(), current(self.device):
             self._launch(request, outcome, hypers, coefficients)
             if coefficients is not None:
@@ -156,10 +155,6 @@ class Executor:
     def _present(self) -> list[Entry]:
         table = self._table
         return table.entries if table.even else list(compress(table.entries, table.steps >= 0))
-
-
-def _params(table: Table, entries: list[Entry]) -> list[Tensor]:
-    return table.params if table.even else [entry.param for entry in entries]
 
 
 def _usual(hypers: NDArray[np.float64]) -> bool:

@@ -66,7 +66,7 @@ class Offload:
         """Steps every parameter that had a gradient at the last look, as prepared; ``cpu.step``."""
         table = self._table
         present = table.steps >= 0
-        torch.autograd.graph.increment_version(list(compress(table.params, present)))
+        table.touch()
         measures = np.zeros((len(table.rows), native.MEASURES)) if measure else None
         with deferred(), self._ring.lock:
             self._go_round(coefficients, measures)
