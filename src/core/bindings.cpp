@@ -146,7 +146,7 @@ NB_MODULE(_core, module) {
       .def(nb::init<nb::tuple, nb::list, nb::list, nb::list, nb::object>(), nb::arg("torch"),
            nb::arg("params"), nb::arg("states"), nb::arg("moments"), nb::arg("wrapper").none())
       .def("fill", &Watch::fill, nb::arg("rows"))
-      .def("look", &Watch::look, nb::arg("rows"), nb::arg("steps"))
+      .def("look", &Watch::look, nb::arg("rows"), nb::arg("steps"), nb::arg("threads"))
       .def("which", &Watch::which)
       .def("touch", &Watch::touch, nb::arg("steps"));
 }

@@ -1,5 +1,11 @@
 #include "watch.hpp"
 
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+
+#include "pool.hpp"
+
 namespace nb = nanobind;
 
 namespace adamas {
@@ -9,6 +15,8 @@ constexpr int address_column = 0, grad_column = 1, moments_column = 2;  // of a 
 constexpr int step_column = -1;                                         // of none
 constexpr std::int64_t nowhere = -1;                                    // a kind
 constexpr int impl_lines = 3;  // of memory, that a TensorImpl takes
+// Parameters that one thread looks at sooner than it wakes another.
+constexpr std::size_t few = 512;
 // Of c10::ScalarType.
 constexpr int float16_type = 5, float64_type = 7, complex_type = 8, last_complex_type = 10;
 
@@ -99,7 +107,10 @@ Watch::Watch(nb::tuple torch, nb::list params, nb::list states, nb::list moments
     nb::object param = params[i], state = states[i];
     add_items(state.ptr(), moments[i]);
     nb::object local = unwrap(param.ptr()), spec;
-    if (local) spec = slot(spec_slot_, param.ptr());
+    if (local) {
+      wrapped_ = true;
+      spec = slot(spec_slot_, param.ptr());
+    }
     const Place found = place(tensor(local ? local : param));
     nb::object count = nb::borrow(PyDict_GetItem(state.ptr(), step_.ptr()));
     if (count && PyLong_CheckExact(count.ptr())) count.reset();
@@ -203,18 +214,25 @@ bool Watch::stays(const Item& item, PyObject* value) const {
          reinterpret_cast<std::intptr_t>(address) == item.address;
 }
 
-// The count in a parameter's state (borrowed), null if that state is not what it was. Reads the
-// dictionary in its order, which is faster than looking the keys up.
-PyObject* Watch::step_of(std::size_t i) const {
+// The number of steps that a parameter has made, 0 where a device counts them; -1 if it, its state
+// or the count is not what it was. Reads the dictionary in its order, which is faster than looking
+// the keys up.
+std::int64_t Watch::stays(std::size_t i) const {
+  const Parameter& parameter = parameters_[i];
+  const nb::object& held = parameter.local ? parameter.local : parameter.tensor;
   const Item* item = items_.data() + (i ? parameters_[i - 1].items_end : 0);
-  const Item* const end = items_.data() + parameters_[i].items_end;
+  const Item* const end = items_.data() + parameter.items_end;
   PyObject *count = nullptr, *key, *value;
-  for (Py_ssize_t at = 0; PyDict_Next(parameters_[i].state.ptr(), &at, &key, &value); ++item) {
-    if (item == end || key != item->key.ptr()) return nullptr;
+  for (Py_ssize_t at = 0; PyDict_Next(parameter.state.ptr(), &at, &key, &value); ++item) {
+    if (item == end || key != item->key.ptr()) return -1;
     if (item->column == step_column) count = value;
-    if (item->moment && !stays(*item, value)) return nullptr;
+    if (item->moment && !stays(*item, value)) return -1;
   }
-  return item == end ? count : nullptr;
+  if (item != end || !count || !(place(tensor(held)) == parameter.place)) return -1;
+  if (parameter.local && !unwrap(parameter.tensor.ptr()).is(parameter.local)) return -1;
+  if (parameter.count) return count == parameter.count.ptr() ? 0 : -1;
+  int overflow = 0;
+  return PyLong_CheckExact(count) ? PyLong_AsLongLongAndOverflow(count, &overflow) : -1;
 }
 
 void Watch::fill(Matrix<std::int64_t, row_columns> rows) const {
@@ -226,45 +244,56 @@ void Watch::fill(Matrix<std::int64_t, row_columns> rows) const {
   }
 }
 
+// Threads that help find the interpreter lock held by the caller, so that nothing changes what they
+// read; they touch no reference count and raise no Python exception.
 int Watch::look(Matrix<std::int64_t, row_columns> rows,
-                nb::ndarray<std::int64_t, nb::ndim<1>> steps) {
-  if (rows.shape(0) != parameters_.size() || steps.shape(0) != parameters_.size())
+                nb::ndarray<std::int64_t, nb::ndim<1>> steps, int threads) {
+  const std::size_t count = parameters_.size();
+  if (rows.shape(0) != count || steps.shape(0) != count)
     throw nb::value_error("a row and a step are needed for each parameter");
-  int answer = 0;
-  which_.clear();
-  PyObject* last_count = nullptr;  // neighbours mostly share it
-  std::int64_t step = 0;
+  Seen all;
+  std::mutex mutex;  // of all
+  std::atomic<std::size_t> next{0};
+  const auto share = static_cast<int>(std::min<std::size_t>(threads, count / few + 1));
+  run(wrapped_ ? 0 : share - 1, [&] {
+    Seen seen;
+    for (std::size_t begin; (begin = next.fetch_add(few / 2)) < count;)
+      look_at(begin, std::min(begin + few / 2, count), rows, steps, seen);
+    const std::lock_guard<std::mutex> lock(mutex);
+    all.add(seen);
+  });
+  which_ = std::move(all.which);
+  std::sort(which_.begin(), which_.end());
+  return all.answer | (all.least != all.most ? uneven : 0);
+}
+
+// Stops where one has moved.
+void Watch::look_at(std::size_t begin, std::size_t end, Matrix<std::int64_t, row_columns>& rows,
+                    nb::ndarray<std::int64_t, nb::ndim<1>>& steps, Seen& seen) {
   constexpr std::size_t ahead = 16;
-  for (std::size_t i = 0; i < ahead; ++i) fetch(i);
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+  for (std::size_t i = begin; i < begin + ahead; ++i) fetch(i);
+  for (std::size_t i = begin; i < end; ++i) {
     fetch(i + ahead);
     Parameter& parameter = parameters_[i];
-    const nb::object& held = parameter.local ? parameter.local : parameter.tensor;
-    const Place& own = parameter.place;
-    PyObject* count = step_of(i);
-    if (!count || !(place(tensor(held)) == own)) return moved;
-    if (parameter.local && !unwrap(parameter.tensor.ptr()).is(parameter.local)) return moved;
-    if (count != last_count) {
-      step = 0;
-      if (parameter.count ? count != parameter.count.ptr() : !PyLong_CheckExact(count))
-        return moved;
-      if (!parameter.count) step = PyLong_AsLongLong(count);
-      if (step < 0) return PyErr_Clear(), moved;
-      last_count = count;
+    const std::int64_t step = stays(i);
+    if (step < 0) {
+      seen.answer |= moved;
+      return;
     }
     bool is_none = false;
     const Place there = place_of_grad(parameter, is_none);
     steps(i) = is_none ? -1 : step;
-    if (is_none || steps(i) != steps(0)) answer |= uneven;
-    if (rows(i, grad_column) != there.address) answer |= changed;
+    seen.add(steps(i));
+    if (is_none) seen.answer |= uneven;
+    if (rows(i, grad_column) != there.address) seen.answer |= changed;
     rows(i, grad_column) = there.address;
-    const bool alike = there.kind == own.kind && there.layout == own.layout;
+    const bool alike =
+        there.kind == parameter.place.kind && there.layout == parameter.place.layout;
     if (!is_none && (!alike || suspicious(there))) {
-      answer |= strange;
-      which_.push_back(static_cast<std::int64_t>(i));
+      seen.answer |= strange;
+      seen.which.push_back(static_cast<std::int64_t>(i));
     }
   }
-  return answer;
 }
 
 void Watch::touch(nb::ndarray<const std::int64_t, nb::ndim<1>> steps) const {

@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -63,8 +64,9 @@ class Watch {
   //   strange  gradients lie unlike their parameters, and which() tells which;
   //   changed  gradients lie elsewhere than at the last look;
   //   uneven   the step counts are not all the same, or a gradient is None.
+  // `threads` is how many may look, the caller's among them.
   int look(Matrix<std::int64_t, row_columns> rows,
-           nanobind::ndarray<std::int64_t, nanobind::ndim<1>> steps);
+           nanobind::ndarray<std::int64_t, nanobind::ndim<1>> steps, int threads);
   const std::vector<std::int64_t>& which() const { return which_; }
 
   // Tells autograd that the parameters are written whose step is not -1: a graph that saved one
@@ -93,6 +95,23 @@ class Watch {
     const void* grad_impl;  // the last TensorImpl; never followed
     std::size_t items_end, lines_end;  // of its own; they begin where the previous parameter's end
   };
+  // What look() has seen of some parameters.
+  struct Seen {
+    int answer = 0;
+    std::int64_t least = INT64_MAX, most = INT64_MAX;  // of the steps
+    std::vector<std::int64_t> which;
+    void add(std::int64_t step) {
+      most = least == INT64_MAX ? step : std::max(most, step);
+      least = std::min(least, step);
+    }
+    void add(const Seen& other) {
+      answer |= other.answer;
+      which.insert(which.end(), other.which.begin(), other.which.end());
+      if (other.least == INT64_MAX) return;
+      add(other.least);
+      add(other.most);
+    }
+  };
 
   const void* tensor(nanobind::handle object) const;  // as Torch has it
   Place place(const void* tensor) const;
@@ -102,13 +121,16 @@ class Watch {
   nanobind::object unwrap_grad(Parameter& parameter, PyObject* grad) const;
   void add_items(PyObject* state, nanobind::handle moments);
   bool stays(const Item& item, PyObject* value) const;
-  PyObject* step_of(std::size_t i) const;
+  std::int64_t stays(std::size_t i) const;
+  void look_at(std::size_t begin, std::size_t end, Matrix<std::int64_t, row_columns>& rows,
+               nanobind::ndarray<std::int64_t, nanobind::ndim<1>>& steps, Seen& seen);
   // Inlined, or else g++ takes it for a call without effect and leaves it out.
   __attribute__((always_inline)) inline void fetch(std::size_t i) const;
   bool suspicious(const Place& gradient) const;
 
   Torch torch_;
   nanobind::object wrapper_, local_slot_, spec_slot_;
+  bool wrapped_ = false;  // whether any parameter is
   nanobind::str grad_{"grad"}, step_{"step"};
   std::vector<Parameter> parameters_;
   std::vector<Item> items_;  // of all states, each in its dictionary's order

@@ -90,7 +90,7 @@ class Table:
         """
         # Without it torch looks for __torch_function__ at each access to a subclass's gradient.
         with torch._C.DisableTorchFunctionSubclass():
-            answer = self._watch.look(self.rows, self.steps)
+            answer = self._watch.look(self.rows, self.steps, torch.get_num_threads())
         if answer & native.MOVED:
             return native.MOVED
         was_even, self.even = self.even, not answer & native.UNEVEN

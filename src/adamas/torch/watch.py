@@ -25,7 +25,7 @@ class Watch(Protocol):
     def fill(self, rows: NDArray[np.int64]) -> None:
         """Writes the addresses of parameters and moments."""
 
-    def look(self, rows: NDArray[np.int64], steps: NDArray[np.int64]) -> int:
+    def look(self, rows: NDArray[np.int64], steps: NDArray[np.int64], threads: int) -> int:
         """Writes the gradients' addresses and the step counts; answers what is out of the way."""
 
     def which(self) -> list[int]:
@@ -117,7 +117,7 @@ class PythonWatch:
             row[native.PARAM] = param[0]
             row[native.EXP_AVG : native.EXP_AVG + len(moments)] = [place[0] for place in moments]
 
-    def look(self, rows: NDArray[np.int64], steps: NDArray[np.int64]) -> int:
+    def look(self, rows: NDArray[np.int64], steps: NDArray[np.int64], threads: int) -> int:
         """As ``Watch.look``."""
         answer = 0
         self._which = []
