@@ -75,7 +75,7 @@ class Held:
 
     def _put(self, array: np.ndarray, device: torch.device) -> Tensor:
         """Bytes on the device, behind some elements of another's."""
-        ahead = self.row.ahead * array.itemsize
+        ahead = self.row.ahead * array[:1].nbytes
         room = torch.zeros(ahead + array.nbytes, dtype=torch.uint8, device=device)
         room[ahead:] = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return room[ahead:]

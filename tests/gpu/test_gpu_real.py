@@ -276,6 +276,7 @@ def test_compact_checkpoints_of_the_device_load_there(
     assert_equal(record(optimizer), before, "after loading")
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
 def test_a_compiled_loop_around_it(device: torch.device) -> None:
     torch.manual_seed(0)
     (p,), (q,) = weights([(64,)], device), weights([(64,)], device)

@@ -121,3 +121,19 @@ def test_moments_are_given_back() -> None:
     del optimizer
     gc.collect()
     assert moment() is None
+
+
+def test_pairs_of_bytes_at_an_odd_address_are_copied_to_an_even_one() -> None:
+    """A GPU reads both bytes at once, which an odd address does not allow."""
+    optimizer, twin = (Adam([nn.Parameter(torch.ones(70))], moments="int8") for _ in range(2))
+    for one in (optimizer, twin):
+        one.param_groups[0]["params"][0].grad = torch.linspace(-1, 1, 70)
+        one.step()
+    (state,) = optimizer.state.values()
+    words = torch.zeros(141, dtype=torch.uint8)[1:].view(70, 2)
+    state["words"] = words.copy_(state["words"])
+    optimizer.step()
+    twin.step()
+    (state,), (expected,) = optimizer.state.values(), twin.state.values()
+    assert state["words"].data_ptr() % 2 == 0
+    assert torch.equal(state["words"], expected["words"])

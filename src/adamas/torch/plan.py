@@ -96,10 +96,10 @@ class Plan:
         self._part_of = np.array([self._shards.index(s) for s in shards], np.int64)
         self.alone = next(iter(self._on_gpu.values())) if alone else None
         self._needs = needs
-        for entry in entries:  # from here on nothing fails
-            states[entry.param] = entry.state
         if needs.counts and self.alone:
             self.alone.count()
+        for entry in entries:  # from here on nothing fails
+            states[entry.param] = entry.state
         self._params = [list(group["params"]) for group in groups]
         self._states = list(states.values())
         self._waiting = [p for params in self._params for p in params if p not in states]

@@ -205,9 +205,10 @@ def _fits(value: Tensor, param: Tensor, kept: Kept) -> bool:
         return False
     if kept.shape != tuple(local(param).shape):
         like = torch.empty_strided(kept.shape, _strides(local(param), kept), device="meta")
-        return is_sharded(value) == (kept.sharded and is_sharded(param)) and lies_like(
-            local(value), like
-        )
+        # Pairs of bytes, and scales, are read as numbers of two bytes each.
+        aligned = local(value).data_ptr() % 2 == 0
+        sharded = kept.sharded and is_sharded(param)
+        return aligned and is_sharded(value) == sharded and lies_like(local(value), like)
     if not alike(value, param):
         return False
     value, param = local(value), local(param)

@@ -22,7 +22,7 @@ from ..table import Table
 from . import Outcome, Request, sets
 from .guard import Guard
 from .launches import Launches, current
-from .staging import is_capturing
+from .staging import OUT_OF_PLACE, is_capturing
 
 _UNSCALE = Coefficients._fields.index("unscale")
 
@@ -49,7 +49,8 @@ class Executor:
     def prepare(self, coefficients: NDArray[np.float64]) -> None:
         """Does all of ``step`` that can fail, so that tables step together or none of them does."""
         if self._present():
-            self._launches.prepare(coefficients, self._table.changed)
+            with current(self.device):
+                self._launches.prepare(coefficients, self._table.changed)
             self._table.changed = False
 
     def step(self, coefficients: NDArray[np.float64], unscale: float, measure: bool) -> list[Found]:
@@ -68,6 +69,8 @@ class Executor:
 
     def count(self) -> None:
         """From now on, the device counts the steps, for it may skip some."""
+        if is_capturing(self.device):
+            raise RuntimeError(OUT_OF_PLACE)
         table = self._table
         guard = self._guarded()
         with current(self.device):

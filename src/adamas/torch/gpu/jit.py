@@ -63,7 +63,8 @@ class Launcher:
             constants: those of its arguments that it is compiled for, after the others.
             options: of its compilation, the same with the same constants.
         """
-        self.compile(arguments, constants, **options)
+        if constants not in self._compiled:
+            self.compile(arguments, constants, **options)
         grid = programs, 1, 1
         if compiled := self._compiled[constants]:
             compiled[grid](*arguments, *constants)

@@ -75,24 +75,23 @@ class Launch:
     """A launch of ``kernels.step_chunk`` for chunks that are alike."""
 
     def __init__(self, chunks: Tensor, alike: Alike, step: Launcher) -> None:
-        self._chunks, self._alike, self._step = chunks, alike, step
+        self._chunks, self._count, self._step = chunks, len(chunks), step
         warps, registers = tile = _tile(alike, chunks.device)
-        self._groups = tile.groups
         self._options = {"num_warps": warps} | ({"maxnreg": registers} if registers else {})
+        *types, whole, alignment = alike
+        self._constants = [
+            (*types, usual, whole, alignment, tile.groups) for usual in (False, True)
+        ]
 
     def __call__(self, coefficients: Tensor, skip: Tensor, usual: bool) -> None:
         """Steps the chunks; see ``kernels.step_chunk``."""
         arguments = self._chunks, coefficients, skip
-        self._step(len(self._chunks), arguments, self._constants(usual), **self._options)
+        self._step(self._count, arguments, self._constants[usual], **self._options)
 
     def compile(self, coefficients: Tensor, skip: Tensor, usual: bool) -> None:
         """Compiles what a call launches."""
         arguments = self._chunks, coefficients, skip
-        self._step.compile(arguments, self._constants(usual), **self._options)
-
-    def _constants(self, usual: bool) -> tuple[int, ...]:
-        *types, whole, alignment = self._alike
-        return *types, usual, whole, alignment, self._groups
+        self._step.compile(arguments, self._constants[usual], **self._options)
 
 
 class Launches:
@@ -147,13 +146,12 @@ class Launches:
         Returns:
             Whether it is ``usual``; see ``launch``.
         """
-        with current(self.device):
-            if changed:
-                self.place()
-            self.coefficients = self.sent(coefficients, self.coefficients)
-            # There are mostly few sets: NumPy would take five times as long to compare them.
-            usual = all([_seldom(row) == _NOTHING for row in coefficients.tolist()])
-            self.compile(usual)
+        if changed:
+            self.place()
+        self.coefficients = self.sent(coefficients, self.coefficients)
+        # There are mostly few sets: NumPy would take five times as long to compare them.
+        usual = all([_seldom(row) == _NOTHING for row in coefficients.tolist()])
+        self.compile(usual)
         return usual
 
     def launch(self, skip: Tensor, usual: bool) -> None:

@@ -16,27 +16,37 @@ OUT_OF_PLACE = (
 )
 
 
+# Arrays of so many bytes at most, as each step sends, go into one slot one after the other.
+_SMALL = 4096
+_SMALL_ONES = 16
+
+
 class _Slot:
-    """A pinned buffer, and the event after which the device has read it."""
+    """A pinned buffer with places for arrays, and the event after which the device has read all."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        room = max(4096, 1 << (size - 1).bit_length())  # so that growing tables need few
+        self._room = max(_SMALL, 1 << (size - 1).bit_length())  # so that growing tables need few
+        self.places = _SMALL_ONES if self._room == _SMALL else 1
+        room = self._room * self.places
         self._buffer = torch.empty(room, dtype=torch.uint8, device="cpu", pin_memory=True)
         self._array = self._buffer.numpy()
-        self._source: Tensor | None = None
+        self._sources: list[Tensor | None] = [None] * self.places
         self.read = torch.get_device_module(device).Event()
+        self.filled = 0
 
     def fits(self, array: NDArray[Any]) -> bool:
-        """Whether an array has room."""
-        return len(self._array) >= array.nbytes
+        """Whether an array has room in a place."""
+        return self._room >= array.nbytes
 
     def fill(self, array: NDArray[Any], target: Tensor) -> Tensor:
-        """The buffer with an array in it, in the form of a tensor."""
-        self._array[: array.nbytes] = array.reshape(-1).view(np.uint8)
-        source = self._source
+        """The next place with an array in it, in the form of a tensor."""
+        place, self.filled = self.filled, self.filled + 1
+        begin, end = place * self._room, place * self._room + array.nbytes
+        self._array[begin:end] = array.reshape(-1).view(np.uint8)
+        source = self._sources[place]
         if source is None or source.shape != target.shape or source.dtype != target.dtype:
-            source = self._buffer[: array.nbytes].view(target.dtype).view(target.shape)
-            self._source = source
+            source = self._buffer[begin:end].view(target.dtype).view(target.shape)
+            self._sources[place] = source
         return source
 
 
@@ -48,7 +58,8 @@ class Staging:
     """
 
     def __init__(self) -> None:
-        self._slots: deque[_Slot] = deque()
+        self._slots: deque[_Slot] = deque()  # full ones, which the device may still read
+        self._slot: _Slot | None = None  # of small arrays, with places left
         self._spare: list[_Slot] = []
         self._captured: list[_Slot] = []
 
@@ -67,17 +78,25 @@ class Staging:
         if target.device.type == "cpu":
             target.copy_(torch.from_numpy(array))
             return
-        capturing = is_capturing(target.device)
-        slot = self._of_capture(array) if capturing else self._free(array, target.device)
+        if is_capturing(target.device):
+            target.copy_(self._of_capture(array).fill(array, target), non_blocking=True)
+            return
+        small = array.nbytes <= _SMALL
+        slot = self._slot if small else None
+        slot = slot or self._free(array, target.device)
         target.copy_(slot.fill(array, target), non_blocking=True)
-        if not capturing:
+        full = slot.filled == slot.places
+        if full:
             slot.read.record()
             self._slots.append(slot)
+        if small:
+            self._slot = None if full else slot
 
     def _free(self, array: NDArray[Any], device: torch.device) -> _Slot:
         for _ in range(len(self._slots)):
             slot = self._slots.popleft()
             if slot.fits(array) and slot.read.query():
+                slot.filled = 0
                 return slot
             self._slots.append(slot)
         return _Slot(array.nbytes, device)
