@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from devices import give, weights
+from devices import give, needs_gpu, weights
 
 from adamas.torch import AdamW, gpu, step_in_backward
 from adamas.torch.gpu import kernels, prepare, sets
@@ -180,6 +180,21 @@ def test_pinned_memory_is_used_in_turn(device: torch.device) -> None:
             torch.cuda.synchronize()
     assert target.tolist() == [99] * 64
     assert len(staging._slots) <= 20
+
+
+@needs_gpu
+def test_small_copies_share_an_event(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a large one, too, whose buffer is none for them."""
+    recorded = []
+    monkeypatch.setattr(torch.cuda.Event, "record", lambda self: recorded.append(self))
+    staging, small = Staging(), torch.zeros(13, dtype=torch.float64, device=device)
+    for i in range(64):
+        if i % 32 == 0:
+            large = torch.zeros(1000, dtype=torch.float64, device=device)
+            staging.send(np.zeros(1000), large)
+        staging.send(np.full(13, float(i)), small)
+    assert small.tolist() == [63.0] * 13
+    assert len(recorded) == 2 + 64 // 16
 
 
 @pytest.mark.parametrize(

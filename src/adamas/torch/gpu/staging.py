@@ -35,8 +35,8 @@ class _Slot:
         self.filled = 0
 
     def fits(self, array: NDArray[Any]) -> bool:
-        """Whether an array has room in a place."""
-        return self._room >= array.nbytes
+        """Whether an array has room in a place, and that is for arrays of its size."""
+        return self._room >= array.nbytes and (self.places > 1) == (array.nbytes <= _SMALL)
 
     def fill(self, array: NDArray[Any], target: Tensor) -> Tensor:
         """The next place with an array in it, in the form of a tensor."""
