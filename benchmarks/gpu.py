@@ -202,16 +202,17 @@ def finish(run: Run) -> None:
         print(line)
     run.save()
     print(f"wrote {output / 'gpu.json'}")
-    try:
-        from gpu_page import page
-    except ImportError as error:
-        print(f"no page: {reason(error)}")
-    else:
-        (output / "gpu.html").write_text(page(report))
-        print(f"wrote {output / 'gpu.html'}")
     if run.options.docs:
         write_docs(report, run.options.docs)
         print(f"wrote {run.options.docs}")
+    try:  # it needs what draws it
+        from gpu_page import page
+
+        (output / "gpu.html").write_text(page(report))
+    except ImportError as error:
+        print(f"no page: {reason(error)}")
+    else:
+        print(f"wrote {output / 'gpu.html'}")
 
 
 def main() -> int:
