@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 
 #include "pool.hpp"
 
@@ -299,8 +302,13 @@ void Watch::look_at(std::size_t begin, std::size_t end, Matrix<std::int64_t, row
 void Watch::touch(nb::ndarray<const std::int64_t, nb::ndim<1>> steps) const {
   if (steps.shape(0) != parameters_.size())
     throw nb::value_error("a step is needed for each parameter");
-  for (std::size_t i = 0; i < parameters_.size(); ++i)
-    if (steps(i) >= 0) torch_.bump_version(tensor(parameters_[i].tensor));
+  try {
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      if (steps(i) >= 0) torch_.bump_version(tensor(parameters_[i].tensor));
+  } catch (const std::exception& error) {  // of tensors made in inference mode, with its stack
+    const std::string text = error.what();
+    throw std::runtime_error(text.substr(0, text.find('\n')));
+  }
 }
 
 }  // namespace adamas

@@ -137,3 +137,16 @@ def test_pairs_of_bytes_at_an_odd_address_are_copied_to_an_even_one() -> None:
     (state,), (expected,) = optimizer.state.values(), twin.state.values()
     assert state["words"].data_ptr() % 2 == 0
     assert torch.equal(state["words"], expected["words"])
+
+
+def test_parameters_made_in_inference_mode_are_stepped_there_only() -> None:
+    with torch.inference_mode():
+        p = nn.Parameter(torch.ones(2))
+        p.grad = torch.ones(2)
+        optimizer = Adam([p], lr=0.5)
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="^Inplace update to inference tensor") as caught:
+        optimizer.step()
+    assert "\n" not in str(caught.value)
+    assert p.tolist() == [0.5, 0.5]
+    assert optimizer.state[p]["step"] == 1
