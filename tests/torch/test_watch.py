@@ -145,7 +145,7 @@ def test_parameters_made_in_inference_mode_are_stepped_there_only() -> None:
         p.grad = torch.ones(2)
         optimizer = Adam([p], lr=0.5)
         optimizer.step()
-    with pytest.raises(RuntimeError, match="^Inplace update to inference tensor") as caught:
+    with pytest.raises(RuntimeError, match=r"^Inplace update to inference tensor") as caught:
         optimizer.step()
     assert "\n" not in str(caught.value)
     assert p.tolist() == [0.5, 0.5]
