@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "site"
 PUBLIC = ["adamas", "adamas.torch"]
 PUBLIC += [
-    f"adamas.{name}" for name in ("equations", "hyper", "reference", "formats", "rounding", "norm")
+    f"adamas.{name}"
+    for name in ("equations", "hyper", "bias", "reference", "formats", "rounding", "norm")
 ]
 # What a browser fetches by itself: not links, which readers follow.
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src"}

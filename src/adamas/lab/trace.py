@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..bias import bias_correction
 from ..equations import adam
-from ..hyper import Hyper, bias_correction
+from ..hyper import Hyper
 from .problems import Array, Problem
 
 

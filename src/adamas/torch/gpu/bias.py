@@ -1,4 +1,4 @@
-"""Bias corrections in Triton: ``adamas.hyper.bias_correction``, bit for bit.
+"""Bias corrections in Triton: ``adamas.bias.bias_correction``, bit for bit.
 
 Powers of beta are fixed-point numbers of 128 fraction bits, in two halves of 64.
 """
