@@ -22,8 +22,9 @@ from .gpu.staging import is_capturing
 from .gradnorm import Part, rows_of, squared_norm
 from .home import offloads
 from .hyperparameters import hyper_of, snapshot
-from .kinds import Kind, is_of, kept, kind_of, ordered
+from .kinds import Kind, kept, kind_of, ordered
 from .layout import is_plain
+from .options import Options
 from .overlap import address, refuse_overlap
 from .recode import State, trained
 from .sharding import local, local_like, shards_of
@@ -104,9 +105,7 @@ class Plan:
         self._states = list(states.values())
         self._waiting = [p for params in self._params for p in params if p not in states]
         self._kinds = kinds
-        # Of each group its options as they were last seen, and what they say unless tensors do.
-        self._options: list[list[Any]] = [list(group.values()) for group in groups]
-        self._hypers: list[Rule | None] = [None] * len(groups)
+        self._options = [Options(group, kind) for group, kind in zip(groups, kinds, strict=True)]
         self._grads: list[tuple[Entry, Tensor]] = []  # of the plain ones, of the last look
         self._with_grad: list[int] = []
 
@@ -118,24 +117,8 @@ class Plan:
             and all(map(native.identical, map(_PARAMS, groups), self._params))
             and native.identical(states, self._states)
             and all(param.grad is None for param in self._waiting)
-            and all(map(self._is_as_before, groups, range(len(groups))))
+            and all(map(Options.hold, self._options, groups))
         )
-
-    def _is_as_before(self, group: dict[str, Any], number: int) -> bool:
-        """Whether a group still is of its kind; it may have other numbers than before."""
-        if native.identical(group, self._options[number]):
-            return True
-        self._options[number], self._hypers[number] = list(group.values()), None
-        return is_of(group, self._kinds[number])
-
-    def _hyper_of(self, group: dict[str, Any], number: int) -> Rule:
-        """A group's hyperparameters, which has not changed since the plan was seen to hold."""
-        known = self._hypers[number]
-        if known is None:
-            known = hyper_of(group)
-            if not _may_change(group):
-                self._hypers[number] = known
-        return known
 
     def look(self, groups: Groups) -> bool:
         """Finds the gradients of the next step, or raises if one cannot be used.
@@ -214,7 +197,7 @@ class Plan:
             What was found, if so.
         """
         self._refuse_capture()
-        hypers = [self._hyper_of(group, number) for number, group in enumerate(groups)]
+        hypers = list(map(Options.hyper, self._options, groups))
         grads, self._grads = self._grads, []
         steps = [table.steps for table in self._tables]
         self.taken = Taken(
@@ -399,14 +382,6 @@ def _executor(table: Table) -> Executor:
     from .gpu.executor import Executor  # with Triton, which takes long to import
 
     return Executor(table)
-
-
-def _may_change(group: dict[str, Any]) -> bool:
-    """Whether a group's numbers may become others while its options stay the same objects."""
-    numbers = (*group.values(), *group.get("betas", ()))
-    return any(isinstance(number, Tensor | np.ndarray) for number in numbers) or isinstance(
-        group.get("betas"), list
-    )
 
 
 def _recorded(group: dict[str, Any]) -> bool:
