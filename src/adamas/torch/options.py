@@ -23,22 +23,30 @@ class Options:
 
     def __init__(self, group: dict[str, Any], kind: Kind) -> None:
         self._kind = kind
-        self._values = list(group.values())
+        self._keep(group)
+
+    def _keep(self, group: dict[str, Any]) -> None:
+        self._keys, self._values = list(group), list(group.values())
+        self._may_change = _may_change(group)
         self._hyper: Rule | None = None
 
     def hold(self, group: dict[str, Any]) -> bool:
         """Whether the group still is of its kind; its numbers may be others than before."""
-        if native.identical(group, self._values):
+        same = native.identical(group, self._values) and list(group) == self._keys
+        if same and not self._may_change:
             return True
-        self._values, self._hyper = list(group.values()), None
-        return is_of(group, self._kind)
+        if not is_of(group, self._kind):  # kept as they were: what is refused once stays so
+            return False
+        if not same:
+            self._keep(group)
+        return True
 
     def hyper(self, group: dict[str, Any]) -> Rule:
         """The group's hyperparameters, checked; to be asked after ``hold``."""
         if self._hyper is not None:
             return self._hyper
         hyper = hyper_of(group)
-        if not _may_change(group):
+        if not self._may_change:
             self._hyper = hyper
         return hyper
 
@@ -46,5 +54,6 @@ class Options:
 def _may_change(group: dict[str, Any]) -> bool:
     """Whether a group's numbers may become others while its options stay the same objects."""
     betas = group.get("betas", ())
-    numbers = (*group.values(), *betas)
-    return isinstance(betas, list) or any(isinstance(n, Tensor | np.ndarray) for n in numbers)
+    if not isinstance(betas, tuple):
+        return True
+    return any(isinstance(n, Tensor | np.ndarray) for n in (*group.values(), *betas))
