@@ -17,7 +17,7 @@ import torch
 from devices import give, needs_gpu, weights
 
 from adamas.torch import AdamW, gpu, step_in_backward
-from adamas.torch.gpu import kernels, prepare, sets
+from adamas.torch.gpu import kernels, prepare, sets, staging
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.launches import Launches
 from adamas.torch.gpu.staging import Staging
@@ -211,3 +211,19 @@ def test_triton_is_missing_or_old(
     assert [f"Triton {version}" in str(w.message) or version is None for w in told] == (
         [] if takes else [True]
     )
+
+
+def test_what_a_capture_of_a_large_table_sends_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few numbers, for which there is room in the buffers that were made for its addresses."""
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *a, pin_memory=False, **options: empty(*a, **options)
+    )
+    events = SimpleNamespace(Event=lambda: None)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: events)
+    monkeypatch.setattr(staging, "is_capturing", lambda _: True)
+    sender, device = Staging(), torch.device("meta")
+    sender.reserve(8192, device)
+    for size in (1, 1000, 14):
+        sender.send(np.zeros(size), torch.zeros(size, dtype=torch.float64, device=device))
+    assert len(sender._captured) == 3

@@ -34,9 +34,13 @@ class _Slot:
         self.read = torch.get_device_module(device).Event()
         self.filled = 0
 
+    def has_room(self, array: NDArray[Any]) -> bool:
+        """Whether an array has room in a place."""
+        return self._room >= array.nbytes
+
     def fits(self, array: NDArray[Any]) -> bool:
-        """Whether an array has room in a place, and that is for arrays of its size."""
-        return self._room >= array.nbytes and (self.places > 1) == (array.nbytes <= _SMALL)
+        """Whether it has, and places are for arrays of its size."""
+        return self.has_room(array) and (self.places > 1) == (array.nbytes <= _SMALL)
 
     def fill(self, array: NDArray[Any], target: Tensor) -> Tensor:
         """The next place with an array in it, in the form of a tensor."""
@@ -103,7 +107,7 @@ class Staging:
 
     def _of_capture(self, array: NDArray[Any]) -> _Slot:
         for slot in self._spare:
-            if slot.fits(array):
+            if slot.has_room(array):  # those of large tables take the few numbers sent beside, too
                 self._spare.remove(slot)
                 self._captured.append(slot)
                 return slot
