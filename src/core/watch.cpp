@@ -20,8 +20,6 @@ constexpr std::int64_t nowhere = -1;                                    // a kin
 constexpr int impl_lines = 3;  // of memory, that a TensorImpl takes
 // Parameters that one thread looks at sooner than it wakes another.
 constexpr std::size_t few = 512;
-// Of c10::ScalarType.
-constexpr int float16_type = 5, float64_type = 7, complex_type = 8, last_complex_type = 10;
 
 // A number that tensors of the same shape and strides share. A stride along a dimension of size 1
 // says nothing.
@@ -37,12 +35,6 @@ std::int64_t layout_of(std::int64_t dimensions, const std::int64_t* sizes,
     mix(sizes[i] > 1 ? strides[i] : 1);
   }
   return static_cast<std::int64_t>(hash);
-}
-
-bool holds_one(std::int64_t dimensions, const std::int64_t* sizes) {
-  for (std::int64_t i = 0; i < dimensions; ++i)
-    if (sizes[i] != 1) return false;
-  return true;
 }
 
 // The TensorImpl of an at::Tensor.
@@ -63,17 +55,18 @@ void take(Function*& function, nb::handle address) {
 
 Torch torch_of(nb::tuple parts) {
   Torch torch{nb::cast<std::ptrdiff_t>(parts[0]), nb::cast<std::ptrdiff_t>(parts[1]),
-              reinterpret_cast<const void*>(nb::cast<std::intptr_t>(parts[2]))};
-  take(torch.layout, parts[3]);
-  take(torch.data_pointer, parts[4]);
-  take(torch.dimensions, parts[5]);
-  take(torch.sizes, parts[6]);
-  take(torch.strides, parts[7]);
-  take(torch.dtype, parts[8]);
-  take(torch.device_type, parts[9]);
-  take(torch.device_index, parts[10]);
-  take(torch.grad, parts[11]);
-  take(torch.bump_version, parts[12]);
+              nb::cast<std::ptrdiff_t>(parts[2]), nb::cast<std::uint64_t>(parts[3]),
+              reinterpret_cast<const void*>(nb::cast<std::intptr_t>(parts[4]))};
+  take(torch.layout, parts[5]);
+  take(torch.data_pointer, parts[6]);
+  take(torch.dimensions, parts[7]);
+  take(torch.sizes, parts[8]);
+  take(torch.strides, parts[9]);
+  take(torch.dtype, parts[10]);
+  take(torch.device_type, parts[11]);
+  take(torch.device_index, parts[12]);
+  take(torch.grad, parts[13]);
+  take(torch.bump_version, parts[14]);
   return torch;
 }
 
@@ -138,7 +131,10 @@ void Watch::add_items(PyObject* state, nb::handle moments) {
         item.column = column;
         item.local = unwrap(value);
         const nb::object& found = item.local ? item.local : item.moment;
-        item.address = place(tensor(found)).address;
+        void* address = nullptr;
+        if (torch_.data_pointer(tensor(found), &address))
+          throw nb::value_error("a moment has no memory");
+        item.address = reinterpret_cast<std::intptr_t>(address);
         add_lines(found);
       }
       ++column;
@@ -156,15 +152,18 @@ Watch::Place Watch::place(const void* tensor) const {
   std::int32_t layout = 0, dtype = 0, device_type = 0, device_index = 0;
   std::int64_t dimensions = 0, *sizes = nullptr, *strides = nullptr;
   void* address = nullptr;
+  const char* keys = static_cast<const char*>(impl_of(tensor)) + torch_.keys;
+  // The keys before all, for a helper that asked Python would wait for the caller, and that for it.
+  if (*reinterpret_cast<const std::uint64_t*>(keys) & torch_.otherwise) return {0, nowhere, 0};
   // The layout first: of one that has no strides, the shim would complain on the standard error.
   if (torch_.layout(tensor, &layout) || layout || torch_.data_pointer(tensor, &address) ||
       torch_.dimensions(tensor, &dimensions) || torch_.sizes(tensor, &sizes) ||
       torch_.strides(tensor, &strides) || torch_.dtype(tensor, &dtype) ||
       torch_.device_type(tensor, &device_type) || torch_.device_index(tensor, &device_index))
-    return {0, nowhere, 0, false};
+    return {0, nowhere, 0};
   const std::int64_t device = (std::int64_t(device_type) << 16) + std::uint16_t(device_index);
   return {reinterpret_cast<std::intptr_t>(address), (device << 8) + dtype,
-          layout_of(dimensions, sizes, strides), holds_one(dimensions, sizes)};
+          layout_of(dimensions, sizes, strides)};
 }
 
 nb::object Watch::unwrap(PyObject* tensor) const {
@@ -184,7 +183,7 @@ Watch::Place Watch::place_of_grad(Parameter& parameter, bool& is_none) const {
   is_none = grad.is_none();
   if (is_none) return {};
   const nb::object found = unwrap_grad(parameter, grad.ptr());
-  return found ? place(tensor(found)) : Place{0, nowhere, 0, false};
+  return found ? place(tensor(found)) : Place{0, nowhere, 0};
 }
 
 // Null for a gradient that is wrapped otherwise than its parameter, and so lies like no parameter.
@@ -197,17 +196,6 @@ nb::object Watch::unwrap_grad(Parameter& parameter, PyObject* grad) const {
     parameter.grad_spec = spec;
   }
   return local;
-}
-
-// torch's lazily conjugated tensors are complex, and its lazily negated ones imaginary parts of
-// complex tensors; the shim does not tell of either. The latter have gaps between their elements, so
-// that they lie unlike any dense parameter, but for a single one, at an odd multiple of its size.
-bool Watch::suspicious(const Place& gradient) const {
-  const int dtype = gradient.kind & 0xff;
-  if (dtype >= complex_type && dtype <= last_complex_type) return true;
-  const bool has_complex = dtype >= float16_type && dtype <= float64_type;
-  const std::int64_t bytes = has_complex ? std::int64_t(2) << (dtype - float16_type) : 0;
-  return gradient.single && (gradient.address & bytes) != 0;
 }
 
 bool Watch::stays(const Item& item, PyObject* value) const {
@@ -292,7 +280,7 @@ void Watch::look_at(std::size_t begin, std::size_t end, Matrix<std::int64_t, row
     rows(i, grad_column) = there.address;
     const bool alike =
         there.kind == parameter.place.kind && there.layout == parameter.place.layout;
-    if (!is_none && (!alike || suspicious(there))) {
+    if (!is_none && !alike) {
       seen.answer |= strange;
       seen.which.push_back(static_cast<std::int64_t>(i));
     }

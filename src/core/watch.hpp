@@ -23,6 +23,10 @@ using Matrix =
 struct Torch {
   std::ptrdiff_t field;   // of a Python tensor, that is its at::Tensor,
   std::ptrdiff_t storage;  // and of a TensorImpl, that is the address of its memory's description
+  std::ptrdiff_t keys;     // and that is its dispatch keys;
+  // of these, those of tensors whose memory does not hold what they are: classes that have Python
+  // say it, and lazily conjugated or negated ones, of which the shim does not tell;
+  std::uint64_t otherwise;
   const void* undefined;  // the TensorImpl of none
   // Of the C shim: 0 where they find an answer, which most do not of tensors without memory.
   int (*layout)(const void* tensor, std::int32_t* answer);
@@ -76,7 +80,6 @@ class Watch {
  private:
   struct Place {
     std::int64_t address, kind, layout;
-    bool single;  // one element
     bool operator==(const Place& other) const {
       return address == other.address && kind == other.kind && layout == other.layout;
     }
@@ -126,7 +129,6 @@ class Watch {
                nanobind::ndarray<std::int64_t, nanobind::ndim<1>>& steps, Seen& seen);
   // Inlined, or else g++ takes it for a call without effect and leaves it out.
   __attribute__((always_inline)) inline void fetch(std::size_t i) const;
-  bool suspicious(const Place& gradient) const;
 
   Torch torch_;
   nanobind::object wrapper_, local_slot_, spec_slot_;

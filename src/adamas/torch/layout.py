@@ -24,15 +24,20 @@ def is_dense(tensor: Tensor) -> bool:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether the tensor is of a type that a table takes, and dense and aligned."""
-    dispatch: object = type(tensor).__torch_dispatch__
     return (
         tensor.layout == torch.strided
         and tensor.dtype in COMPUTE
-        and dispatch is Tensor.__torch_dispatch__  # no wrapper of other tensors
-        and not (tensor.is_conj() or tensor.is_neg())
+        and is_as_stored(tensor)
         and is_dense(tensor)
         and tensor.data_ptr() % tensor.element_size() == 0
     )
+
+
+def is_as_stored(tensor: Tensor) -> bool:
+    """Whether a tensor is what its memory holds: no wrapper of others, or lazily another."""
+    dispatch: object = type(tensor).__torch_dispatch__
+    own = dispatch is Tensor.__torch_dispatch__
+    return own and not (tensor.is_conj() or tensor.is_neg())
 
 
 def lies_like(tensor: Tensor, other: Tensor) -> bool:

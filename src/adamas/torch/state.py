@@ -12,7 +12,7 @@ from .. import formats
 from .home import home, is_home, offloads
 from .kinds import Kept, Kind
 from .kinds import kept as kept_beside
-from .layout import is_dense, lies_like
+from .layout import is_as_stored, is_dense, lies_like
 from .overlap import overlaps_itself
 from .recode import State, format_of, recoded
 from .sharding import alike, is_sharded, local, local_like, sharded_like
@@ -201,7 +201,7 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
 
 def _fits(value: Tensor, param: Tensor, kept: Kept) -> bool:
     """Whether a tensor of a state is of its dtype, and lies as it must."""
-    if value.dtype != kept.dtype:
+    if value.dtype != kept.dtype or not is_as_stored(local(value)):
         return False
     if kept.shape != tuple(local(param).shape):
         like = torch.empty_strided(kept.shape, _strides(local(param), kept), device="meta")

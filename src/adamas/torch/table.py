@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import native
 from ..hyper import Coefficients, Rule
 from .kinds import Kind, by_column, types
-from .layout import COMPUTE, lies_like
+from .layout import COMPUTE, is_as_stored, lies_like
 from .overlap import shared
 from .sharding import alike, local, local_like, place_in_whole
 from .state import Entry, check_grad
@@ -172,7 +172,8 @@ class Table:
         if dtype != param.dtype:
             self.rows[i, native.TYPES] = types(param, self.kinds[i], dtype)
             self._other.append(i)
-        where = alike(grad, param) and lies_like(local(grad), local(param))
+        part = local(grad)
+        where = alike(grad, param) and is_as_stored(part) and lies_like(part, local(param))
         if dtype != grad.dtype or not where:
             self._copy(i, grad)
 

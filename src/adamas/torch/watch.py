@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import native
-from .layout import sizes_and_strides
+from .layout import is_as_stored, sizes_and_strides
 from .recode import State
 from .sharding import alike, dtensor, local
 
@@ -62,6 +62,7 @@ _SHIM = (
 # and two that the shim lacks: c10::TensorImpl::grad, and torch::autograd::impl::bump_version.
 _GRAD = "_ZNK3c1010TensorImpl4gradEv"
 _BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
+_IMPL = 176  # bytes that a TensorImpl has at least
 
 
 @cache
@@ -70,26 +71,39 @@ def _exports() -> tuple[int | None, ...] | None:
     library = ctypes.CDLL(torch._C.__file__)
     try:
         functions = [getattr(library, name) for name in (*_SHIM, _GRAD, _BUMP_VERSION)]
+        keys_of = torch._C._dispatch_keys
     except AttributeError:
         return None
     one, other = torch.zeros(1), torch.nn.Parameter(torch.zeros(1))
     # In a tensor of Python, that of C++: a pointer to what its ``_cdata`` tells. And in that, a
     # pointer to its storage, which is only fetched ahead.
-    fields = _words(id(one), one._cdata) & _words(id(other), other._cdata)
+    size = Tensor.__basicsize__
+    fields = _words(id(one), one._cdata, size) & _words(id(other), other._cdata, size)
     storages = _words(one._cdata, one.untyped_storage()._cdata)
+    # In there, too, its dispatch keys.
+    keys = _words(one._cdata, keys_of(one).raw_repr())
+    keys &= _words(other._cdata, keys_of(other).raw_repr())
+    otherwise = _keys("Python", "PythonTLSSnapshot", "Conjugate", "Negative")
     undefined = _grad_of(one, functions[-2])
     grad = one.grad = torch.ones(1)
-    if len(fields) != 1 or not storages or _grad_of(one, functions[-2]) != grad._cdata:
+    alone = len(fields) == len(keys) == 1
+    if not alone or not storages or _grad_of(one, functions[-2]) != grad._cdata:
         return None
     addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
-    return min(fields), min(storages), undefined, *addresses
+    return min(fields), min(storages), min(keys), otherwise, undefined, *addresses
 
 
-def _words(address: int, value: int) -> set[int]:
+def _words(address: int, value: int, size: int = _IMPL) -> set[int]:
     """At which of the first words of an object there is a value, in bytes from its beginning."""
-    size = ctypes.sizeof(ctypes.c_void_p)
-    places = range(0, Tensor.__basicsize__, size)  # of which a C++ tensor has more
-    return {at for at in places if ctypes.c_void_p.from_address(address + at).value == value}
+    word = ctypes.sizeof(ctypes.c_size_t)
+    words = (ctypes.c_size_t * (size // word)).from_address(address)
+    return {i * word for i, found in enumerate(words) if found == value}
+
+
+def _keys(*names: str) -> int:
+    """The bits of dispatch keys."""
+    keys = [getattr(torch._C.DispatchKey, name) for name in names]
+    return sum(torch._C.DispatchKeySet(key).raw_repr() for key in keys)
 
 
 def _grad_of(tensor: Tensor, function: Any) -> int:
@@ -140,12 +154,7 @@ class PythonWatch:
             if rows[i, native.GRAD] != there[0]:
                 answer |= native.CHANGED
             rows[i, native.GRAD] = there[0]
-            if grad is not None and (
-                not alike(param, grad)
-                or there[1:] != self._places[i][0][1:]
-                or grad.is_conj()
-                or grad.is_neg()
-            ):
+            if grad is not None and (not alike(param, grad) or there[1:] != self._places[i][0][1:]):
                 answer |= native.STRANGE
                 self._which.append(i)
         return answer
@@ -167,6 +176,6 @@ class PythonWatch:
 
 def _place(tensor: Tensor | None) -> tuple[int, Any, Any]:
     tensor = local(tensor)
-    if tensor is None or tensor.layout != torch.strided:
+    if tensor is None or tensor.layout != torch.strided or not is_as_stored(tensor):
         return 0, tensor is None, None
     return tensor.data_ptr(), (tensor.dtype, tensor.device), sizes_and_strides(tensor)

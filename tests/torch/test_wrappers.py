@@ -1,0 +1,89 @@
+"""Gradients and moments of classes that wrap other tensors, which have no memory of their own."""
+
+from __future__ import annotations
+
+import faulthandler
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adamas.torch import Adam, watch
+
+
+class Wrapper(Tensor):
+    """What torch asks of it, Python answers."""
+
+    held: Tensor
+
+    def __new__(cls, held: Tensor) -> Wrapper:
+        made = Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            dtype=held.dtype,
+            dispatch_sizes_strides_policy="sizes",
+            dispatch_layout=True,
+            dispatch_device=True,
+        )
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*[a.held if isinstance(a, cls) else a for a in args], **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def at_most_a_minute() -> Iterator[None]:
+    """A thread that waits for itself waits forever."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("count", [1, 2000])
+def test_gradients(count: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many, several threads look at them."""
+    if not compiled:
+        monkeypatch.setattr(watch, "_exports", lambda: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    wrapped, plain = ([nn.Parameter(torch.ones(3)) for _ in range(count)] for _ in range(2))
+    optimizers = [Adam(params, lr=0.1) for params in (wrapped, plain)]
+    for step in range(3):
+        for one, other in zip(wrapped, plain, strict=True):
+            other.grad = torch.tensor([1.0, -2.0, step])
+            one.grad = Wrapper(other.grad) if step else other.grad
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.set_num_threads(threads)
+    assert torch.equal(torch.stack(wrapped), torch.stack(plain))
+
+
+def test_moments() -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizers = [Adam([p], lr=0.1) for p in params]
+    for step in range(2):
+        for p, optimizer in zip(params, optimizers, strict=True):
+            p.grad = torch.ones(3)
+            optimizer.step()
+        state = optimizers[0].state[params[0]]
+        if step == 0:
+            state["exp_avg"] = Wrapper(state["exp_avg"])
+    assert torch.equal(*params)
+
+
+def test_a_parameter_that_becomes_its_conjugate() -> None:
+    p, twin = (nn.Parameter(torch.full((2,), 1 + 2j)) for _ in range(2))
+    for one in (p, twin):
+        one.grad = torch.full((2,), 1j)
+    ours, other = Adam([p], lr=0.1), Adam([twin], lr=0.1)
+    for optimizer in (ours, other):
+        optimizer.step()
+    p.data, twin.data = p.data.conj(), twin.data.conj().resolve_conj()
+    for optimizer in (ours, other):
+        optimizer.step()
+    assert torch.equal(p.detach().resolve_conj(), twin.detach())
