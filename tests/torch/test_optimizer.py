@@ -704,3 +704,23 @@ def test_copies_of_gradients_do_not_outlive_a_step(value: float) -> None:
     optimizer.step()
     strange.grad = plain.grad = None
     assert tensors() - before == 4  # the moments
+
+
+def test_a_gradient_in_the_way_after_a_step_that_was_refused() -> None:
+    """The step after it looks again at what the refused one had begun to look at."""
+    ends = []
+    for refused in (False, True):
+        memory = torch.linspace(1, 9, 100_001)
+        p, other = nn.Parameter(memory[1:]), nn.Parameter(torch.ones(2, 2))
+        optimizer = Adam([p, other], lr=0.1)
+        p.grad, other.grad = torch.ones(100_000), torch.ones(2, 2)
+        optimizer.step()
+        p.grad = memory[:-1]
+        if refused:
+            other.grad.resize_(4)
+            with pytest.raises(ValueError, match="must have its shape"):
+                optimizer.step()
+            other.grad.resize_(2, 2)
+        optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)

@@ -24,6 +24,7 @@ _WRITTEN = (
     native.MAX_EXP_AVG_SQ,
     native.MASTER,
 )
+_UNSEEN = -1  # where no gradient lies
 
 
 class Table:
@@ -88,6 +89,15 @@ class Table:
         Raises:
             RuntimeError, TypeError, ValueError: a gradient does not fit its parameter.
         """
+        answer = native.MOVED
+        try:
+            answer = self._look()
+        finally:
+            if answer:  # it has not got to the end: to the next one, every gradient is another
+                self.rows[:, native.GRAD] = _UNSEEN
+        return answer
+
+    def _look(self) -> int:
         # Without it torch looks for __torch_function__ at each access to a subclass's gradient.
         with torch._C.DisableTorchFunctionSubclass():
             answer = self._watch.look(self.rows, self.steps, torch.get_num_threads())
