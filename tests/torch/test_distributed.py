@@ -52,22 +52,18 @@ WORKERS = Path(__file__).parent / "workers.py"
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, str]]]:
     """What became of each scenario in each process."""
     folder = tmp_path_factory.mktemp("distributed")
+    done = subprocess.run(
+        [sys.executable, WORKERS, folder, json.dumps(SCENARIOS)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     found = {}
-    for world, names in SCENARIOS.items():
-        processes = [
-            subprocess.Popen(
-                [sys.executable, WORKERS, str(rank), str(world), folder, *names],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(world)
-        ]
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    for world in SCENARIOS:
         files = [folder / f"{world}-{rank}.json" for rank in range(world)]
         found[world] = [
-            json.loads(file.read_text()) if file.exists() else {"": output}
-            for file, output in zip(files, outputs, strict=True)
+            json.loads(file.read_text()) if file.exists() else {"": done.stdout} for file in files
         ]
     return found
 

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed.py run: ``workers.py RANK WORLD FOLDER SCENARIO...``.
+"""What the processes of test_distributed.py run: ``workers.py FOLDER SCENARIOS``.
 
 Each scenario steps a sharded model with the gradients of one whole model, which every process steps
 beside it, and compares the bits.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # which the first optimizer would import
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import load, save
@@ -42,6 +46,7 @@ from adamas.torch import SGD, Adam, AdamW, RMSprop, gpu, step_in_backward
 from adamas.torch.gpu import offload
 from adamas.torch.sharding import local, sharded_like
 
+LONGEST = 240  # seconds until processes that wait for each other are killed
 OPTIONS: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True}
 
 
@@ -455,7 +460,8 @@ def load_compact_checkpoint(folder: Path) -> None:
             assert (whole(p.detach()).float() - new.float()).norm() <= near * moved, moments
 
 
-def main(rank: int, world: int, folder: Path, names: list[str]) -> None:
+def work(rank: int, world: int, folder: Path, names: list[str]) -> None:
+    """One of so many processes: goes through the scenarios, and writes what became of them."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store-{world}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
@@ -473,5 +479,25 @@ def main(rank: int, world: int, folder: Path, names: list[str]) -> None:
     dist.destroy_process_group()
 
 
+def main(folder: Path, scenarios: dict[str, list[str]]) -> None:
+    """Goes through the scenarios of each number of processes.
+
+    This process has only imported by then, so that one that it forks has what a new process would
+    have after the same imports, and need not take seconds for them; see ``killed.py``.
+    """
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    for world, names in scenarios.items():
+        count = int(world)
+        processes = [
+            context.Process(target=work, args=(rank, count, folder, names)) for rank in range(count)
+        ]
+        for process in processes:
+            process.start()
+        last = time.monotonic() + LONGEST
+        for process in processes:
+            process.join(max(0, last - time.monotonic()))
+            process.kill()
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
