@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from contextlib import nullcontext
+from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -272,20 +272,24 @@ class Plan:
         wanted = [table.coefficients(hypers, unscale, clip) for table in self._tables]
         for away in self._away.values():
             away.prepare()
-        if len(self._tables) > 1:
-            for table, coefficients in zip(self._tables, wanted, strict=True):
-                if table in self._on_gpu:
-                    self._on_gpu[table].prepare(coefficients)
-        found = []
-        with deferred() if len(self._tables) > 1 else nullcontext():
-            for table, coefficients in zip(self._tables, wanted, strict=True):
-                if table in self._away:
-                    found += self._away[table].step(coefficients, measure)
-                elif table in self._on_gpu:
-                    found += self._on_gpu[table].step(coefficients, unscale, measure)
-                else:
-                    found += cpu.step(table, coefficients, measure)
-        return found
+        pairs = list(zip(self._tables, wanted, strict=True))
+        if len(pairs) == 1:  # the usual, whose executor is done as a whole by itself
+            return self._step_table(*pairs[0], unscale, measure)
+        for table, coefficients in pairs:
+            if table in self._on_gpu:
+                self._on_gpu[table].prepare(coefficients)
+        with deferred():
+            found = [self._step_table(*pair, unscale, measure) for pair in pairs]
+        return list(chain.from_iterable(found))
+
+    def _step_table(
+        self, table: Table, coefficients: NDArray[np.float64], unscale: float, measure: bool
+    ) -> list[Found]:
+        if table in self._away:
+            return self._away[table].step(coefficients, measure)
+        if table in self._on_gpu:
+            return self._on_gpu[table].step(coefficients, unscale, measure)
+        return cpu.step(table, coefficients, measure)
 
 
 def held(plan: Plan | None, groups: Groups, states: States, needs: Needs = NOTHING) -> Plan:

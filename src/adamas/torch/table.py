@@ -155,7 +155,7 @@ class Table:
         for number, step in kinds:
             group, compute = self.sets[number]
             found.append(hypers[group].coefficients(step + 1, compute, unscale, clip))
-        return np.array(found, np.float64).reshape(-1, len(Coefficients._fields))
+        return np.array(found, np.float64) if found else np.zeros((0, len(Coefficients._fields)))
 
     def forget(self) -> None:
         """Lets go of what the last look has found of gradients."""
