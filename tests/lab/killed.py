@@ -8,7 +8,6 @@ What SIGKILL leaves of a child on disk does not depend on how the child began.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -127,7 +126,6 @@ def main() -> None:
     Arguments: the folder of the runs, the number of kills, and those of the command.
     """
     parent, kills, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    gc.freeze()  # what was imported is never garbage: a child that looks for some there copies it
     Killer(0, 0).complete(parent / "whole", arguments)
     killer, runs = Killer(kills, 1), 0
     while killer.left:

@@ -6,7 +6,6 @@ beside it, and compares the bits.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import multiprocessing
@@ -486,7 +485,6 @@ def main(folder: Path, scenarios: dict[str, list[str]]) -> None:
     This process has only imported by then, so that one that it forks has what a new process would
     have after the same imports, and need not take seconds for them; see ``killed.py``.
     """
-    gc.freeze()  # what was imported is never garbage: a fork that looks for some there copies it
     context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     for world, names in scenarios.items():
         count = int(world)
