@@ -222,14 +222,14 @@ def test_denormals_survive_a_caller_that_flushes_them(stride: int) -> None:
 
 
 def test_a_step_after_fork() -> None:
-    found, expected = stepped(100_000, "float32", threads=2)  # the threads run
+    found, expected = stepped(200_000, "float32", threads=2)  # the threads run
     assert found == expected
     with warnings.catch_warnings():  # newer Pythons warn of fork beside threads, our point here
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         try:
-            found, expected = stepped(100_000, "float32", threads=2)
+            found, expected = stepped(200_000, "float32", threads=2)
             tasks = Path("/proc/self/task")  # of Linux
             alone = tasks.exists() and len(list(tasks.iterdir())) == 1
             os._exit(0 if found == expected and not alone else 1)

@@ -13,9 +13,9 @@ import adamas
 
 ROOT = Path(adamas.__file__).parent
 # Each may import those before it, of the package's own modules.
-ALONE = ["equations", "hyper", "rounding", "memory", "norm", "interrupts", "text"]
+ALONE = ["equations", "bias", "rounding", "memory", "norm", "interrupts", "text"]
 FRONT_ENDS = ["arraystate", "arrays", "optimizers", "torch"]
-ORDER = [*ALONE, "formats", "footprint", "reference", "native", *FRONT_ENDS, "lab", "cli"]
+ORDER = [*ALONE, "hyper", "formats", "footprint", "reference", "native", *FRONT_ENDS, "lab", "cli"]
 HEAVY = {
     "torch",
     "sklearn",

@@ -16,6 +16,10 @@ inline std::int64_t default_grain(std::int64_t total) {
   return std::clamp<std::int64_t>(total / 256, 1 << 15, 1 << 18);
 }
 
+// Elements for each thread, at least, unless a grain says how many one takes: fewer are stepped
+// sooner than a thread that sleeps is awake.
+constexpr std::int64_t worth_waking = 1 << 16;
+
 class Pieces {
  public:
   // Pieces of `grain` elements, but for the last; 0 stands for the default.
@@ -25,12 +29,13 @@ class Pieces {
     for (std::int64_t r = 0; r < row_count; ++r) ends_[r] = total += rows[r].size;
     if (!grain) grain_ = default_grain(total);
     count_ = total / grain_ + (total % grain_ != 0);
+    busy_ = grain ? count_ : std::min(count_, total / worth_waking);
   }
 
   std::int64_t grain() const { return grain_; }
 
-  // How many threads there is work for.
-  int threads(int most) const { return static_cast<int>(std::min<std::int64_t>(most, count_)); }
+  // How many threads there is work for; below 2, the caller's alone.
+  int threads(int most) const { return static_cast<int>(std::min<std::int64_t>(most, busy_)); }
 
   // Takes pieces until there are none, and calls `use(row, begin, end)` for what of a row lies in
   // them, cut at the row's multiples of 64. Several threads may do so at once.
@@ -59,7 +64,7 @@ class Pieces {
 
   const Row* rows_;
   std::vector<std::int64_t> ends_;  // where each row ends among all elements
-  std::int64_t grain_, count_;
+  std::int64_t grain_, count_, busy_;
   std::atomic<std::int64_t> next_{0};
 };
 
