@@ -8,6 +8,7 @@ What SIGKILL leaves of a child on disk does not depend on how the child began.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -20,12 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401  which the first optimizer would import
+import typer._adapters  # noqa: F401  which the first command would import
 
 from adamas import cli
 from adamas.lab import commands, folder, progress, report, results, run  # noqa: F401
 from adamas.lab.files import partial_path
 
-LONGEST = 0.4  # seconds until a kill; a child takes a tenth to read its data and begin
+LONGEST = 0.25  # seconds until a kill; a child takes a tenth to read its data and begin
 SAVED = ("checkpoint.pt", "model.safetensors")
 
 
@@ -126,11 +128,13 @@ def main() -> None:
     Arguments: the folder of the runs, the number of kills, and those of the command.
     """
     parent, kills, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    gc.freeze()  # what was imported is never garbage: a child that looks for some there copies it
     Killer(0, 0).complete(parent / "whole", arguments)
     killer, runs = Killer(kills, 1), 0
     while killer.left:
         runs += 1
         killer.complete(parent / f"killed-{runs}", arguments)
+    gc.unfreeze()  # else nanobind takes what is left at exit for leaked
     (parent / "counts.json").write_text(json.dumps(killer.counts | {"runs": runs}))
 
 
