@@ -21,11 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401  which the first optimizer would import
-import typer._adapters  # noqa: F401  which the first command would import
 
 from adamas import cli
 from adamas.lab import commands, folder, progress, report, results, run  # noqa: F401
 from adamas.lab.files import partial_path
+
+with suppress(ImportError):  # of newer versions, which the first command would import
+    import typer._adapters  # noqa: F401
 
 LONGEST = 0.25  # seconds until a kill; a child takes a tenth to read its data and begin
 SAVED = ("checkpoint.pt", "model.safetensors")
