@@ -10,8 +10,8 @@
 namespace adamas {
 
 // Elements that a thread takes at a time, unless told otherwise: so many that taking them costs
-// nothing and small models stay on the calling thread, more of a large table, whose memory is read
-// faster in longer stretches, and so few that no thread waits long for the last one.
+// nothing, more of a large table, whose memory is read faster in longer stretches, and so few that
+// no thread waits long for the last one.
 inline std::int64_t default_grain(std::int64_t total) {
   return std::clamp<std::int64_t>(total / 256, 1 << 15, 1 << 18);
 }
