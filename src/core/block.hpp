@@ -41,42 +41,44 @@ inline int group_bytes(const Types& types, int array) {
   }
 }
 
+// What follows reads and writes a group, whose elements begin at this one of the row.
+
 // Of two bytes each.
-inline void load(Dtype dtype, const void* from, int size, float* __restrict x) {
-  const auto* halves = static_cast<const std::uint16_t*>(from);
+inline void load(Dtype dtype, const void* from, int at, float* __restrict x) {
+  const auto* halves = static_cast<const std::uint16_t*>(from) + at;
   if (dtype == Dtype::bfloat16)
-    from_bfloat16(halves, size, x);
+    from_bfloat16(halves, x);
   else
-    for (int j = 0; j < size; ++j) x[j] = from_float16(halves[j]);
+    for (int j = 0; j < group; ++j) x[j] = from_float16(halves[j]);
 }
 
 // The master weights, where there are any, else the parameters.
-inline void load_param(const Row& row, int size, float* p) {
-  const auto* weights = static_cast<const std::uint16_t*>(row.arrays[param]);
+inline void load_param(const Row& row, int at, float* __restrict p) {
+  const auto* weights = static_cast<const std::uint16_t*>(row.arrays[param]) + at;
   const void* beside = row.arrays[master];
   switch (row.types.master) {
     case Master::rest16:
-      return join(weights, static_cast<const std::uint16_t*>(beside), size, p);
+      return join(weights, static_cast<const std::uint16_t*>(beside) + at, p);
     case Master::rest8:
-      return join(weights, static_cast<const std::uint8_t*>(beside), size, p);
+      return join(weights, static_cast<const std::uint8_t*>(beside) + at, p);
     case Master::whole: {
       // Where the parameter is not its rounding, somebody has set the parameter anew.
-      const auto* whole = static_cast<const float*>(beside);
-      for (int j = 0; j < size; ++j)
+      const auto* whole = static_cast<const float*>(beside) + at;
+      for (int j = 0; j < group; ++j)
         p[j] = to_float16(whole[j]) == weights[j] ? whole[j] : from_float16(weights[j]);
       return;
     }
     case Master::none:
-      return load(row.types.param, weights, size, p);
+      return load(row.types.param, row.arrays[param], at, p);
   }
 }
 
 // Moments in bfloat16, those that there are.
-inline void load_moments(const Row& row, int size, float* m, float* v) {
+inline void load_moments(const Row& row, int at, float* m, float* v) {
   const auto* first = static_cast<const std::uint16_t*>(row.arrays[exp_avg]);
   const auto* second = static_cast<const std::uint16_t*>(row.arrays[exp_avg_sq]);
-  if (first) from_bfloat16(first, size, m);
-  if (second) from_bfloat16(second, size, v);
+  if (first) from_bfloat16(first + at, m);
+  if (second) from_bfloat16(second + at, v);
 }
 
 // The dithers of a block, wherever its elements are in the whole tensor.
@@ -123,36 +125,31 @@ class Placed {
   alignas(64) float levels_[block];
 };
 
-inline void store_param(const Row& row, const float* p, const Placed& dithers, int groups) {
-  auto* weights = static_cast<std::uint16_t*>(row.arrays[param]);
-  auto* halves = static_cast<std::uint16_t*>(row.arrays[master]);
-  auto* bytes = static_cast<std::uint8_t*>(row.arrays[master]);
-  if (row.types.master == Master::whole) {
-    __builtin_memcpy(bytes, p, sizeof(float) * groups * group);
-    for (int j = 0; j < groups * group; ++j) weights[j] = to_float16(p[j]);
-    return;
-  }
-  for (int at = 0; at < groups * group; at += group) {
-    const std::uint32_t* second = dithers.second(at);
-    if (row.types.master == Master::rest16)
-      split(p + at, dithers.rests(at), weights + at, halves + at);
-    else if (row.types.master == Master::rest8)
-      split(p + at, dithers.rests(at), weights + at, bytes + at);
-    else if (row.types.param == Dtype::bfloat16)
-      to_bfloat16(p + at, second, weights + at);
-    else
-      to_float16(p + at, second, weights + at);
+inline void store_param(const Row& row, const Placed& dithers, int at, const float* p) {
+  auto* weights = static_cast<std::uint16_t*>(row.arrays[param]) + at;
+  switch (row.types.master) {
+    case Master::rest16:
+      return split(p, dithers.rests(at), weights,
+                   static_cast<std::uint16_t*>(row.arrays[master]) + at);
+    case Master::rest8:
+      return split(p, dithers.rests(at), weights,
+                   static_cast<std::uint8_t*>(row.arrays[master]) + at);
+    case Master::whole:
+      __builtin_memcpy(static_cast<float*>(row.arrays[master]) + at, p, sizeof(float) * group);
+      for (int j = 0; j < group; ++j) weights[j] = to_float16(p[j]);
+      return;
+    case Master::none:
+      return row.types.param == Dtype::bfloat16 ? to_bfloat16(p, dithers.second(at), weights)
+                                                : to_float16(p, dithers.second(at), weights);
   }
 }
 
-inline void store_moments(const Row& row, const float* m, const float* v, const Placed& dithers,
-                          int groups) {
+inline void store_moments(const Row& row, const Placed& dithers, int at, const float* m,
+                          const float* v) {
   auto* first = static_cast<std::uint16_t*>(row.arrays[exp_avg]);
   auto* second = static_cast<std::uint16_t*>(row.arrays[exp_avg_sq]);
-  for (int at = 0; at < groups * group; at += group) {
-    if (first) to_bfloat16(m + at, dithers.second(at), first + at);
-    if (second) to_bfloat16(v + at, dithers.first(at), second + at);
-  }
+  if (first) to_bfloat16(m, dithers.second(at), first + at);
+  if (second) to_bfloat16(v, dithers.first(at), second + at);
 }
 
 // Fetches 64 elements into the cache. Inlined, or else g++ takes it for a call without effect and
@@ -170,32 +167,43 @@ class Ahead {
  public:
   // `bytes` are those of a group of each array.
   Ahead(const Row& part, const int* bytes) {
-    for (int i = 0; i < array_count; ++i)
-      if (bytes[i])
-        streams_[count_++] = {static_cast<const char*>(part.arrays[i]) + most_groups * bytes[i],
-                              bytes[i]};
+    for (int i = 0; i < array_count; ++i) {
+      const char* const from = static_cast<const char*>(part.arrays[i]) + most_groups * bytes[i];
+      if (bytes[i] == 256)
+        wide_[wide_count_++] = from;
+      else if (bytes[i] == 128)
+        half_[half_count_++] = from;
+      else if (bytes[i])
+        narrow_[narrow_count_++] = {from, bytes[i]};
+    }
   }
 
   // What is a block beyond group i. Inlined, as above.
   __attribute__((always_inline)) void fetch(int i) const {
-    for (int k = 0; k < count_; ++k) {
-      const int bytes = streams_[k].bytes;
-      const char* const from = streams_[k].from + i * bytes;
+    for (int k = 0; k < wide_count_; ++k) {
+      const char* const from = wide_[k] + i * 256;
       __builtin_prefetch(from);
-      if (bytes >= 128) __builtin_prefetch(from + 64);
-      if (bytes < 256) continue;
+      __builtin_prefetch(from + 64);
       __builtin_prefetch(from + 128);
       __builtin_prefetch(from + 192);
     }
+    for (int k = 0; k < half_count_; ++k) {
+      const char* const from = half_[k] + i * 128;
+      __builtin_prefetch(from);
+      __builtin_prefetch(from + 64);
+    }
+    for (int k = 0; k < narrow_count_; ++k)
+      __builtin_prefetch(narrow_[k].from + i * narrow_[k].bytes);
   }
 
  private:
-  struct Stream {
+  struct Narrow {
     const char* from;
     int bytes;
   };
-  Stream streams_[array_count];
-  int count_ = 0;
+  const char *wide_[array_count], *half_[array_count];
+  Narrow narrow_[array_count];
+  int wide_count_ = 0, half_count_ = 0, narrow_count_ = 0;
 };
 
 // The arrays of one block of a row after the other: of up to eight whole groups, and last the

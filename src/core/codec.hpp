@@ -11,26 +11,19 @@
 namespace adamas {
 namespace {
 
-// Of a group the smallest and the largest v, by their bits, which the grid of its codes goes by.
-struct Span {
-  std::uint32_t lowest = 0xffffffff, highest = 0;  // the lowest is 0 where some gradient is zero
-
-  // `square` is the gradient's.
-  void add(float v, float square) {
-    const auto b = static_cast<std::uint32_t>(bits_of(v));
-    // A mask: a condition would be taken for a branch, and the loop not vectorised.
-    const std::uint32_t active = b & static_cast<std::uint32_t>(-bits_of(square) >> 31);
-    lowest = active < lowest ? active : lowest;
-    highest = b > highest ? b : highest;
-  }
+// Of each of a block's groups the smallest and the largest v, by their bits, which the grids of its
+// codes go by.
+struct Spans {
+  alignas(64) std::uint32_t lowest[most_groups];  // 0 where some gradient is zero
+  alignas(64) std::uint32_t highest[most_groups];
 
   // Whether some v is zero or beyond what a codec keeps, or some gradient's square is zero.
-  bool special() const { return (lowest == 0) | (highest > largest_bits); }
+  bool special(int i) const { return (lowest[i] == 0) | (highest[i] > largest_bits); }
 };
 
 // What makes a group special, and its span: of what a codec keeps, without zeros.
 struct Kept {
-  Span span;
+  std::uint32_t lowest, highest;
   bool zeros, bounded;  // whether some gradient is zero; whether some v is, or too large
 
   Kept(const float* v, const float* g) {
@@ -45,8 +38,8 @@ struct Kept {
     }
     bounded = !smallest || most_bits > largest_bits;
     zeros = inactive;
-    span.lowest = least_but_one + 1;
-    span.highest = least(most_bits, static_cast<std::uint32_t>(largest_bits));
+    lowest = least_but_one + 1;
+    highest = least(most_bits, static_cast<std::uint32_t>(largest_bits));
   }
 };
 
@@ -116,7 +109,8 @@ struct Codec {
       // What m is relative to: near the root, a power of two or, at 4 bits, also one and a half.
       constexpr std::int32_t kept = bits == 8 ? infinity : infinity | 0x400000;
       const std::int32_t frame = ((stored >> 1) + 0x1fc00000) & kept;
-      m = level * unit * float_of(code ? frame : 0);
+      // At 8 bits the level of a code without v is 0.
+      m = level * unit * float_of(bits == 8 || code ? frame : 0);
       v = float_of(stored);
     }
   };
@@ -125,13 +119,14 @@ struct Codec {
   class Decoders {
    public:
     Decoders(const std::uint16_t* scales, int groups) {
-      std::int32_t low[most_groups], high[most_groups], most_u[most_groups];
+      alignas(64) std::int32_t low[most_groups] = {}, high[most_groups] = {},
+                               most_u[most_groups] = {};
       for (int i = 0; i < groups; ++i) {
         low[i] = top_half(scales[i * scale_count]);
         high[i] = top_half(scales[i * scale_count + 1]);
         most_u[i] = top_half(scales[i * scale_count + 2]);
       }
-      for (int i = 0; i < groups; ++i) {
+      for (int i = 0; i < most_groups; ++i) {
         step_[i] = quantum(low[i], high[i]);
         below_[i] = low[i] - step_[i];
         unit_[i] = float_of(most_u[i]) / largest * (bits == 8 ? 0x1p-24f : 1);
@@ -141,8 +136,8 @@ struct Codec {
     Decoder operator[](int i) const { return {step_[i], below_[i], unit_[i]}; }
 
    private:
-    std::int32_t step_[most_groups], below_[most_groups];
-    float unit_[most_groups];
+    alignas(64) std::int32_t step_[most_groups], below_[most_groups];
+    alignas(64) float unit_[most_groups];
   };
 
   // A group's grid of v: finds its code, and m relative to its frame as stored.
@@ -175,11 +170,11 @@ struct Codec {
   };
 
   // Those that the spans ask for. Writes the scales.
-  static void find(const Span* spans, int groups, Grids& grids, std::uint16_t* scales) {
-    std::int32_t high[most_groups];
-    for (int i = 0; i < groups; ++i) {
-      high[i] = least((static_cast<std::int32_t>(spans[i].highest) + edge) & ~edge, largest_bits);
-      grids.low[i] = static_cast<std::int32_t>(spans[i].lowest) & ~edge;
+  static void find(const Spans& spans, int groups, Grids& grids, std::uint16_t* scales) {
+    alignas(64) std::int32_t high[most_groups];
+    for (int i = 0; i < most_groups; ++i) {
+      high[i] = least((static_cast<std::int32_t>(spans.highest[i]) + edge) & ~edge, largest_bits);
+      grids.low[i] = static_cast<std::int32_t>(spans.lowest[i]) & ~edge;
       const std::int32_t step = quantum(grids.low[i], high[i]);
       grids.inverse_step[i] = 65535.0f / 65536 / static_cast<float>(step);
       grids.step[i] = static_cast<std::uint32_t>(step);
@@ -214,12 +209,12 @@ struct Codec {
     return join(part, curve(float_of(size_bits(u)) * inverse), u);
   }
 
-  static std::uint16_t scale_of_m(std::int32_t size, std::int32_t dither) {
-    if (size > largest_bits) return nan_bits >> 16;
-    return static_cast<std::uint16_t>(size >= negligible ? (size + dither) >> 16 : 0);
+  static std::int32_t scale_of_m(std::int32_t size, std::int32_t dither) {
+    const std::int32_t kept = size >= negligible ? (size + dither) >> 16 : 0;
+    return size > largest_bits ? nan_bits >> 16 : kept;
   }
   // Else the codes of m are zero.
-  static bool keeps_m(std::int32_t size) { return size >= negligible && size <= largest_bits; }
+  static bool keeps_m(std::int32_t size) { return (size >= negligible) & (size <= largest_bits); }
 };
 
 }  // namespace

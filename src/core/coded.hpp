@@ -3,12 +3,42 @@
 // Internal linkage, as rule.hpp.
 #pragma once
 
-#include "block.hpp"
 #include "codec.hpp"
-#include "rule.hpp"
+#include "stage.hpp"
 
 namespace adamas {
 namespace {
+
+// What is looked for in a group is first found of each lane, by the group's four elements in it,
+// and then of all lanes, for all groups of a block at once.
+constexpr int lanes = 16, block_lanes = most_groups * lanes;
+
+struct Least {
+  template <class T>
+  T operator()(T a, T b) const {
+    return least(a, b);
+  }
+};
+struct Most {
+  template <class T>
+  T operator()(T a, T b) const {
+    return most(a, b);
+  }
+};
+
+// The one of each group's lanes. Not inlined, or else g++ does not see vectors in it.
+template <class Choice, class T>
+__attribute__((noinline)) void across(const T* __restrict of_lanes, T* __restrict of_groups) {
+  const Choice one{};
+  alignas(64) T eight[most_groups * 8], four[most_groups * 4];
+  for (int i = 0; i < most_groups; ++i)
+    for (int k = 0; k < 8; ++k)
+      eight[i * 8 + k] = one(of_lanes[i * lanes + k], of_lanes[i * lanes + 8 + k]);
+  for (int i = 0; i < most_groups; ++i)
+    for (int k = 0; k < 4; ++k) four[i * 4 + k] = one(eight[i * 8 + k], eight[i * 8 + 4 + k]);
+  for (int i = 0; i < most_groups; ++i)
+    of_groups[i] = one(one(four[i * 4], four[i * 4 + 1]), one(four[i * 4 + 2], four[i * 4 + 3]));
+}
 
 // A block between its step and its last code.
 struct Flight {
@@ -21,14 +51,21 @@ struct Flight {
   // Of the block's elements, one group's or all of them.
   const float* levels;
   int levels_stride;
-  std::int32_t scale_dithers[most_groups];
-  Span spans[most_groups];
+  std::int32_t scale_dithers[most_groups] = {};
+  // The smallest v, or 0 where some gradient is zero, and the largest; the largest |u|. By bits.
+  alignas(64) std::uint32_t lowest[block_lanes], highest[block_lanes];
+  alignas(64) std::int32_t sizes[block_lanes];
   Grids grids;
-  std::int32_t sizes[most_groups];  // the largest |u|, by its bits
   float inverse[most_groups];
-  bool zeros[most_groups];  // whether some gradient is zero
-  // Whether the loop shall write v, and m; special groups have ways of their own.
-  bool usual_v[most_groups], usual_m[most_groups];
+  // Truths, as wide as what they are found of. Whether some gradient is zero; whether the loop
+  // shall write v, and m: special groups have ways of their own.
+  std::int32_t zeros[most_groups], usual_v[most_groups], usual_m[most_groups];
+  bool all_v, all_m;  // of all groups
+
+  bool has_v(int i) const { return i < groups && usual_v[i]; }
+  bool has_m(int i) const { return i < groups && usual_m[i]; }
+  bool whole_v() const { return groups == most_groups && all_v; }
+  bool whole_m() const { return groups == most_groups && all_m; }
 
   void open(const Row& part, int count, const Placed& dithers) {
     words = part.arrays[exp_avg];
@@ -46,20 +83,39 @@ struct Flight {
 //
 // Of a rule that has only m, v is its square, and neither is what is read of it; of one that has
 // only v, m is zero.
-template <int bits>
+template <int bits, class Has>
 class Coder {
  public:
   using Codec = adamas::Codec<bits>;
   using Word = typename Codec::Word;
 
-  // `arrays` is where the block is in float32, but for m and v.
-  template <class Has, bool usual>
-  void step(const Row& part, const Place<float>& arrays, int groups, const Placed& dithers,
-            const Ahead& ahead, const Coefficients<float>& c) {
-    Flight& now = at(0);
+  template <bool usual>
+  void step(Stage& stage, const Row& part, int groups, const Placed& dithers, const Ahead& ahead,
+            const Coefficients<float>& given) {
+    const auto c = usual ? without_extras(given) : given;
+    Flight &now = at(0), &before = at(1), &first = at(2);
     now.open(part, groups, dithers);
-    decode(now);
-    turn<Has, usual>(arrays, &ahead, c);
+    const typename Codec::Decoders decoders(now.scales, groups);
+    const bool whole = groups == most_groups && before.whole_v() && first.whole_m();
+    for (int i = 0; i < groups; ++i) stage.load(i * group);
+    const auto turn = [&](int i, bool steps, bool has_v, bool has_m)
+                          __attribute__((always_inline)) {
+                            alignas(64) float denominators[group];
+                            if (steps) {
+                              ahead.fetch(i);
+                              average(i, stage, now, decoders[i], c, denominators);
+                            }
+                            if (has_m) write_m(first, i);
+                            if (has_v) write_v(before, i);
+                            if (steps) move(i, stage, now, c, denominators);
+                          };
+    for (int i = 0; i < most_groups; ++i) {
+      if (whole)
+        turn(i, true, true, true);
+      else
+        turn(i, i < groups, before.has_v(i), first.has_m(i));
+    }
+    for (int i = 0; i < groups; ++i) stage.store(dithers, i * group);
   }
 
   // Of the block that was stepped last, before it goes on.
@@ -68,102 +124,105 @@ class Coder {
   // To be called after each step; the gradients are those of the block that was stepped.
   void go_on(const float* g, const Placed& dithers) {
     prepare_v(at(0), g, dithers);
-    prepare_m(at(1));
-    at(2).groups = 0;
-    count_ = (count_ + 2) % 3;  // what was stepped is before
+    go_on();
   }
 
   // Writes what is still on its way.
   void drain() {
     while (at(1).groups || at(2).groups) {
-      turn<Kind<Rule::sgd, false, false, false>, false>({}, nullptr, {});  // which steps none
-      prepare_m(at(1));
-      at(2).groups = 0;
-      count_ = (count_ + 2) % 3;
+      for (int i = 0; i < most_groups; ++i) {
+        if (at(1).has_v(i)) write_v(at(1), i);
+        if (at(2).has_m(i)) write_m(at(2), i);
+      }
+      go_on();
     }
   }
 
  private:
   Flight& at(int ago) { return flights_[(count_ + ago) % 3]; }
 
-  static void decode(Flight& now) {
-    const auto* words = static_cast<const Word*>(now.words);
-    const typename Codec::Decoders decoders(now.scales, now.groups);
-    for (int i = 0; i < now.groups; ++i) {
-      alignas(64) std::int32_t codes[group];
-      alignas(64) float of_m[group];
-      Codec::open(words + i * group, codes, of_m);
-      const auto decode = decoders[i];
-      float *const m = now.m + i * group, *const v = now.v + i * group;
-      ADAMAS_INDEPENDENT
-      for (int j = 0; j < group; ++j) decode(codes[j], of_m[j], m[j], v[j]);
-    }
+  void go_on() {
+    prepare_m(at(1));
+    at(2).groups = 0;
+    count_ = (count_ + 2) % 3;  // what was stepped is before
   }
 
-  template <class Has, bool usual>
-  void turn(const Place<float>& arrays, const Ahead* ahead, const Coefficients<float>& given) {
-    const auto c = usual ? without_extras(given) : given;
-    Flight &now = at(0), &before = at(1), &first = at(2);
-    for (int i = 0; i < most_groups; ++i) {
-      const bool steps = Has::coded && i < now.groups,
-                 grids = i < before.groups && before.usual_v[i],
-                 closes = i < first.groups && first.usual_m[i];
-      if (steps && ahead) ahead->fetch(i);
-      if (steps && grids && closes) {
-        take<Has, Has::coded, true, true>(i, arrays, now, before, first, c);
-        continue;
-      }
-      if (steps) take<Has, Has::coded, false, false>(i, arrays, now, before, first, c);
-      if (grids) take<Has, false, true, false>(i, arrays, now, before, first, c);
-      if (closes) take<Has, false, false, true>(i, arrays, now, before, first, c);
-    }
-  }
-
-  // Group i of each of the three, or of some. Inlined, or else g++ finds it too large for that.
-  template <class Has, bool steps, bool grids, bool closes>
-  __attribute__((always_inline)) static void take(int i, const Place<float>& arrays, Flight& now,
-                                                  Flight& before, Flight& first,
-                                                  const Coefficients<float>& c) {
+  // The averages of a group, and what its update is divided by.
+  __attribute__((always_inline)) static void average(int i, const Stage& stage, Flight& now,
+                                                     const typename Codec::Decoder& decode,
+                                                     const Coefficients<float>& c,
+                                                     float* __restrict denominators) {
     const int begin = i * group;
-    float* const p = steps ? arrays.p + begin : nullptr;
-    const float* const g = steps ? arrays.g + begin : nullptr;
-    float* const w = steps && Has::w ? arrays.w + begin : nullptr;
+    const float *const p = stage.p + begin, *const g = stage.g + begin;
+    float* const w = Has::rule == Rule::adam && Has::w ? stage.w + begin : nullptr;
     float *const m = now.m + begin, *const v = now.v + begin;
-    float *const u = before.m + begin, *const parts = before.v + begin;
-    const typename Codec::Grid grid(before.grids, grids ? i : 0);
-    const float* const levels = grids ? before.levels + i * before.levels_stride : nullptr;
-    const float *const last_u = first.m + begin, *const last_parts = first.v + begin;
-    const float inverse = first.inverse[i];
-    Word* const words = closes ? static_cast<Word*>(first.words) + begin : nullptr;
-    alignas(64) std::int32_t wide[group];
-    Span span;
-    std::int32_t size = 0;
+    alignas(64) std::int32_t codes[group];
+    alignas(64) float of_m[group];
+    Codec::open(static_cast<const Word*>(now.words) + begin, codes, of_m);
     ADAMAS_INDEPENDENT
-    ADAMAS_UNROLLED
-    for (int j = 0; j < group; ++j) {
-      if (steps) {
-        float none = 0, weight = p[j], first_moment = m[j], second = v[j];
+    for (int lane = 0; lane < lanes; ++lane) {
+      std::uint32_t low = 0xffffffff, high = 0;
+      float least_square = 1;
+      ADAMAS_UNROLLED
+      for (int j = lane; j < group; j += lanes) {
         const float grad = g[j];
-        apply<Has>(weight, grad, first_moment, second, Has::w ? w[j] : none, c);
-        first_moment = Has::m ? first_moment : 0;
-        second = Has::v ? second : first_moment * first_moment;
-        p[j] = weight;
-        m[j] = first_moment;
+        float none = 0, first, second;
+        decode(codes[j], of_m[j], first, second);
+        denominators[j] = adamas::average<Has>(p[j], grad, first, second, w ? w[j] : none, c);
+        first = Has::m ? first : 0;
+        second = Has::v ? second : first * first;
+        m[j] = first;
         v[j] = second;
-        span.add(second, Has::m ? grad * grad : 1);
+        const auto b = static_cast<std::uint32_t>(bits_of(second));
+        low = least(low, b);
+        high = most(high, b);
+        if (Has::m) least_square = least(least_square, grad * grad);
       }
-      if (grids) {
+      now.lowest[i * lanes + lane] = least_square != 0 ? low : 0;
+      now.highest[i * lanes + lane] = high;
+    }
+  }
+
+  __attribute__((always_inline)) static void move(int i, const Stage& stage, const Flight& now,
+                                                  const Coefficients<float>& c,
+                                                  const float* __restrict denominators) {
+    const int begin = i * group;
+    float* const p = stage.p + begin;
+    const float *const g = stage.g + begin, *const m = now.m + begin;
+    float* const w = Has::rule == Rule::rmsprop && Has::w ? stage.w + begin : nullptr;
+    ADAMAS_INDEPENDENT
+    for (int j = 0; j < group; ++j) {
+      float none = 0;
+      adamas::move<Has>(p[j], g[j], m[j], denominators[j], w ? w[j] : none, c);
+    }
+  }
+
+  __attribute__((always_inline)) static void write_v(Flight& before, int i) {
+    const typename Codec::Grid grid(before.grids, i);
+    const float* const levels = before.levels + i * before.levels_stride;
+    float *const u = before.m + i * group, *const parts = before.v + i * group;
+    ADAMAS_INDEPENDENT
+    for (int lane = 0; lane < lanes; ++lane) {
+      std::int32_t size = 0;
+      ADAMAS_UNROLLED
+      for (int j = lane; j < group; j += lanes) {
         const std::int32_t code = grid.code(bits_of(parts[j]), levels[j]);
         const float relative = grid.relative(u[j], code);
         parts[j] = float_of(grid.part(code));
         u[j] = relative;
         size = most(size, size_bits(relative));
       }
-      if (closes) wide[j] = Codec::word(bits_of(last_parts[j]), last_u[j], inverse);
+      before.sizes[i * lanes + lane] = size;
     }
-    if (closes) close(wide, words);
-    if (steps) now.spans[i] = span;
-    if (grids) before.sizes[i] = size;
+  }
+
+  __attribute__((always_inline)) static void write_m(const Flight& first, int i) {
+    const float *const u = first.m + i * group, *const parts = first.v + i * group;
+    const float inverse = first.inverse[i];
+    alignas(64) std::int32_t wide[group];
+    ADAMAS_INDEPENDENT
+    for (int j = 0; j < group; ++j) wide[j] = Codec::word(bits_of(parts[j]), u[j], inverse);
+    close(wide, static_cast<Word*>(first.words) + i * group);
   }
 
   static void close(const std::int32_t* __restrict wide, Word* __restrict words) {
@@ -171,28 +230,32 @@ class Coder {
   }
 
   static void prepare_v(Flight& now, const float* g, const Placed& dithers) {
-    bool bounded[most_groups], special = false;
+    Spans spans;
+    for (int k = now.groups * lanes; k < block_lanes; ++k) now.lowest[k] = now.highest[k] = 1;
+    across<Least>(now.lowest, spans.lowest);
+    across<Most>(now.highest, spans.highest);
     for (int i = 0; i < most_groups; ++i) {
-      bounded[i] = now.zeros[i] = false;
+      now.zeros[i] = false;
       now.usual_v[i] = true;
     }
-    for (int i = 0; i < now.groups; ++i) special |= now.spans[i].special();
-    if (special) find_special(now, g, dithers, bounded);
-    Codec::find(now.spans, now.groups, now.grids, now.scales);
+    unsigned special = 0;
+    for (int i = 0; i < most_groups; ++i) special |= spans.special(i);
+    now.all_v = !special;
+    if (special) find_special(now, g, dithers, spans);
+    Codec::find(spans, now.groups, now.grids, now.scales);
     if (!special) return;
-    for (int i = 0; i < now.groups; ++i) {
-      now.usual_v[i] = !bounded[i];
-      if (bounded[i]) write_bounded_v(now, i);
-    }
+    for (int i = 0; i < now.groups; ++i)
+      if (!now.usual_v[i]) write_bounded_v(now, i);
   }
 
-  static void find_special(Flight& now, const float* g, const Placed& dithers, bool* bounded) {
+  static void find_special(Flight& now, const float* g, const Placed& dithers, Spans& spans) {
     for (int i = 0; i < now.groups; ++i) {
-      if (!now.spans[i].special()) continue;
+      if (!spans.special(i)) continue;
       const Kept kept(now.v + i * group, g + i * group);
-      now.spans[i] = kept.span;
+      spans.lowest[i] = kept.lowest;
+      spans.highest[i] = kept.highest;
       now.zeros[i] = kept.zeros;
-      bounded[i] = kept.bounded;
+      now.usual_v[i] = !kept.bounded;
       if (kept.zeros) settle(now.settled + i * group, g + i * group, dithers.second(i * group));
     }
   }
@@ -224,19 +287,30 @@ class Coder {
       u[j] = float_of(relative);
       size = most(size, relative & 0x7fffffff);
     }
-    now.sizes[i] = size;
+    for (int lane = 0; lane < lanes; ++lane) now.sizes[i * lanes + lane] = size;
   }
 
   static void prepare_m(Flight& before) {
-    for (int i = 0; i < before.groups; ++i)
-      before.inverse[i] = before.sizes[i] ? Codec::largest / float_of(before.sizes[i]) : 0;
-    for (int i = 0; i < before.groups; ++i) {
-      const std::int32_t size = before.sizes[i];
-      before.scales[i * scale_count + 2] = Codec::scale_of_m(size, before.scale_dithers[i]);
+    alignas(64) std::int32_t sizes[most_groups];
+    for (int k = before.groups * lanes; k < block_lanes; ++k) before.sizes[k] = 0;
+    across<Most>(before.sizes, sizes);
+    alignas(64) std::int32_t scales[most_groups];
+    unsigned special = 0;
+    for (int i = 0; i < most_groups; ++i) {
+      const std::int32_t size = sizes[i];
+      before.inverse[i] = Codec::largest / float_of(most(size, negligible));
+      scales[i] = Codec::scale_of_m(size, before.scale_dithers[i]);
       // Without any m, no dither finds one.
-      before.usual_m[i] = !size || (Codec::keeps_m(size) && !before.zeros[i]);
-      if (!before.usual_m[i]) write_special_m(before, i, Codec::keeps_m(size));
+      const std::int32_t usual = (size == 0) | (Codec::keeps_m(size) & (before.zeros[i] == 0));
+      before.usual_m[i] = usual;
+      special |= usual == 0;
     }
+    for (int i = 0; i < before.groups; ++i)
+      before.scales[i * scale_count + 2] = static_cast<std::uint16_t>(scales[i]);
+    before.all_m = !special;
+    if (!special) return;
+    for (int i = 0; i < before.groups; ++i)
+      if (!before.usual_m[i]) write_special_m(before, i, Codec::keeps_m(sizes[i]));
   }
 
   // Of a group some gradient of which is zero, so that m decays by the dither; or of one whose m is

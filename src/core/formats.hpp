@@ -1,6 +1,6 @@
-// Moment formats, rounding and split weights in C++: src/adamas/formats.py and rounding.py, name for
-// name. Everything works on groups of 64 elements. Loops over a group have a fixed length and no
-// branches, so that the compiler vectorises them whole.
+// Moment formats, rounding and split weights in C++: src/adamas/formats.py and rounding.py, name
+// for name. Everything works on groups of 64 elements. Loops over a group have a fixed length and
+// no branches, so that the compiler vectorises them whole.
 //
 // Internal linkage and no standard header but of types, for the reason that rule.hpp gives.
 #pragma once
@@ -105,8 +105,8 @@ inline void to_bfloat16(const float* __restrict x, const std::uint32_t* __restri
   }
 }
 
-inline void from_bfloat16(const std::uint16_t* __restrict halves, int size, float* __restrict x) {
-  for (int j = 0; j < size; ++j) x[j] = float_of(top_half(halves[j]));
+inline void from_bfloat16(const std::uint16_t* __restrict halves, float* __restrict x) {
+  for (int j = 0; j < group; ++j) x[j] = float_of(top_half(halves[j]));
 }
 
 inline float from_float16(std::uint16_t half) {
@@ -174,12 +174,12 @@ struct SignedOf<2> {
 // The weight was rounded up where the first bit of the rest is set: so the rest, read as a signed
 // number, is what to add.
 template <class Rest>
-void join(const std::uint16_t* __restrict weights, const Rest* __restrict rest, int size,
+void join(const std::uint16_t* __restrict weights, const Rest* __restrict rest,
           float* __restrict x) {
   using Signed = typename SignedOf<sizeof(Rest)>::type;
   constexpr std::int32_t unit = sizeof(Rest) == 1 ? 1 << 8 : 1;
   ADAMAS_INDEPENDENT
-  for (int j = 0; j < size; ++j) {
+  for (int j = 0; j < group; ++j) {
     const auto low = static_cast<std::uint32_t>(static_cast<Signed>(rest[j]) * unit);
     x[j] =
         float_of(static_cast<std::int32_t>((static_cast<std::uint32_t>(weights[j]) << 16) + low));

@@ -5,6 +5,7 @@
 #include "block.hpp"
 #include "coded.hpp"
 #include "rule.hpp"
+#include "stage.hpp"
 #include "table.hpp"
 
 #ifdef __FAST_MATH__
@@ -100,46 +101,29 @@ void step_and_measure(Place<T> at, const Coefficients<T>& c, std::int64_t size, 
   }
 }
 
-// A block in float32. What is kept in that type is used where it lies.
-struct Stage : Place<float> {
-  alignas(64) float params[block], grads[block], first[block], second[block];
-
-  void open(const Row& part, int size) {
-    const bool full = part.types.moments == Moments::full;
-    p = part.types.param == Dtype::float32 ? static_cast<float*>(part.arrays[param]) : params;
-    m = full ? static_cast<float*>(part.arrays[exp_avg]) : first;
-    v = full ? static_cast<float*>(part.arrays[exp_avg_sq]) : second;
-    w = static_cast<float*>(part.arrays[max_exp_avg_sq]);
-    g = part.types.grad == Dtype::float32 ? static_cast<const float*>(part.arrays[grad]) : grads;
-    if (p == params) load_param(part, size, params);
-    if (g == grads) load(part.types.grad, part.arrays[grad], size, grads);
-    if (part.types.moments == Moments::bfloat16) load_moments(part, size, m, v);
-  }
-
-  void close(const Row& part, const Placed& dithers, int groups) const {
-    if (part.types.moments == Moments::bfloat16) store_moments(part, m, v, dithers, groups);
-    if (p == params) store_param(part, p, dithers, groups);
-  }
-};
-
 // Averages in float32, or read into it.
 template <class Has>
 struct Uncoded {
   template <bool usual>
-  void step(const Row&, Stage& s, int groups, const Placed&, const Ahead&,
+  void step(Stage& s, const Row&, int groups, const Placed& dithers, const Ahead& ahead,
             const Coefficients<float>& c) {
-    loop<Has, usual>(s, c, groups * group);
+    for (int i = 0; i < groups; ++i) {
+      ahead.fetch(i);
+      s.load(i * group);
+      loop<Has, usual>(after<Has, float>(s, i * group), c, group);
+      s.store(dithers, i * group);
+    }
   }
   void go_on(const float*, const Placed&) {}
   void drain() {}
 };
 
 template <int bits, class Has>
-struct Coded : Coder<bits> {
+struct Coded : Coder<bits, Has> {
   template <bool usual>
-  void step(const Row& part, Stage& s, int groups, const Placed& dithers, const Ahead& ahead,
+  void step(Stage& s, const Row& part, int groups, const Placed& dithers, const Ahead& ahead,
             const Coefficients<float>& c) {
-    Coder<bits>::template step<Has, usual>(part, s, groups, dithers, ahead, c);
+    Coder<bits, Has>::template step<usual>(s, part, groups, dithers, ahead, c);
     s.m = this->stepped().m;
     s.v = this->stepped().v;
   }
@@ -162,15 +146,17 @@ void blocks(const Row& row, const double* coefficients, std::int64_t begin, std:
     const int groups = static_cast<int>((part.size + group - 1) / group), size = groups * group;
     const Placed placed(dithers, row, begin, size);
     const Ahead ahead = window.ahead();
-    s.open(part, size);
-    if (found) __builtin_memcpy(before, s.p, sizeof(float) * size);
-    if (usual)
-      way.template step<true>(part, s, groups, placed, ahead, c);
-    else
-      way.template step<false>(part, s, groups, placed, ahead, c);
-    s.close(part, placed, groups);
+    s.open(part);
     if (found) {
-      if (s.p == s.params) load_param(part, size, s.params);
+      for (int at = 0; at < size; at += group) s.load(at);
+      __builtin_memcpy(before, s.p, sizeof(float) * size);
+    }
+    if (usual)
+      way.template step<true>(s, part, groups, placed, ahead, c);
+    else
+      way.template step<false>(s, part, groups, placed, ahead, c);
+    if (found) {
+      for (int at = 0; at < size; at += group) s.load_weights(at);  // as they were rounded
       measure<Has, float>(before, s, c.unscale, part.size, *found);
     }
     way.go_on(s.g, placed);

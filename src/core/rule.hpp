@@ -64,51 +64,54 @@ inline T gradient(T p, T grad, const Coefficients<T>& c) {
   return c.l2 != 0 ? g + c.l2 * p : g;
 }
 
+// A rule is in two halves, `average` and `move`, so that what lies between them need not wait for a
+// square root: the first renews the averages and finds what the second divides by.
 template <class Has, class T>
-inline void adam(T& p, T grad, T& m, T& v, T& v_max, const Coefficients<T>& c) {
+inline T average(T p, T grad, T& m, T& v, T& w, const Coefficients<T>& c) {
   const T g = gradient(p, grad, c);
-  m = c.beta1 * m + c.one_minus_beta1 * g;
-  v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-  if (Has::w) v_max = maximum(v_max, v);
-  const T d = sqrt(Has::w ? v_max : v) * c.denom_scale + c.eps;
-  T u = c.step_size * m / d;
-  u = c.decay != 0 ? u + c.decay * p : u;
-  p = p - u;
+  if constexpr (Has::rule == Rule::adam) {
+    m = c.beta1 * m + c.one_minus_beta1 * g;
+    v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+    if (Has::w) w = maximum(w, v);
+    return sqrt(Has::w ? w : v) * c.denom_scale + c.eps;
+  } else if constexpr (Has::rule == Rule::sgd) {
+    if (Has::m) m = c.beta1 * m + c.one_minus_beta1 * g;
+    return 1;  // which nothing is divided by
+  } else {
+    T s = v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+    if (Has::m) {
+      m = c.beta2 * m + c.one_minus_beta2 * g;
+      s = maximum(v - m * m, T(0));
+    }
+    return sqrt(s) + c.eps;
+  }
 }
 
+// `w` is RMSprop's momentum.
 template <class Has, class T>
-inline void sgd(T& p, T grad, T& m, const Coefficients<T>& c) {
+inline void move(T& p, T grad, T m, T d, T& w, const Coefficients<T>& c) {
+  if constexpr (Has::rule == Rule::adam) {
+    T u = c.step_size * m / d;
+    u = c.decay != 0 ? u + c.decay * p : u;
+    p = p - u;
+    return;
+  }
   const T g = gradient(p, grad, c);
   T u = g;
-  if (Has::m) {
-    u = m = c.beta1 * m + c.one_minus_beta1 * g;
-    u = c.beta2 != 0 ? g + c.beta2 * m : u;
+  if constexpr (Has::rule == Rule::sgd) {
+    if (Has::m) u = c.beta2 != 0 ? g + c.beta2 * m : m;
+  } else {
+    u = g / d;
+    if (Has::w) u = w = c.beta1 * w + u;
   }
-  p = p - c.step_size * u;
-}
-
-template <class Has, class T>
-inline void rmsprop(T& p, T grad, T& m, T& v, T& w, const Coefficients<T>& c) {
-  const T g = gradient(p, grad, c);
-  T s = v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-  if (Has::m) {
-    m = c.beta2 * m + c.one_minus_beta2 * g;
-    s = maximum(v - m * m, T(0));
-  }
-  T u = g / (sqrt(s) + c.eps);
-  if (Has::w) u = w = c.beta1 * w + u;
   p = p - c.step_size * u;
 }
 
 // The rule itself, on an element; averages that there are none of are left alone.
 template <class Has, class T>
 inline void apply(T& p, T grad, T& m, T& v, T& w, const Coefficients<T>& c) {
-  if constexpr (Has::rule == Rule::adam)
-    adam<Has>(p, grad, m, v, w, c);
-  else if constexpr (Has::rule == Rule::sgd)
-    sgd<Has>(p, grad, m, c);
-  else
-    rmsprop<Has>(p, grad, m, v, w, c);
+  const T d = average<Has>(p, grad, m, v, w, c);
+  move<Has>(p, grad, m, d, w, c);
 }
 
 }  // namespace

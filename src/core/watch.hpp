@@ -18,10 +18,10 @@ template <class T, int columns>
 using Matrix =
     nanobind::ndarray<T, nanobind::shape<-1, columns>, nanobind::c_contig, nanobind::device::cpu>;
 
-// What PyTorch exports of its own tensors; see adamas.torch.watch. A tensor is told by the address of
-// its at::Tensor, whose first word is that of its TensorImpl.
+// What PyTorch exports of its own tensors; see adamas.torch.watch. A tensor is told by the address
+// of its at::Tensor, whose first word is that of its TensorImpl.
 struct Torch {
-  std::ptrdiff_t field;   // of a Python tensor, that is its at::Tensor,
+  std::ptrdiff_t field;    // of a Python tensor, that is its at::Tensor,
   std::ptrdiff_t storage;  // and of a TensorImpl, that is the address of its memory's description
   std::ptrdiff_t keys;     // and that is its dispatch keys;
   // of these, those of tensors whose memory does not hold what they are: classes that have Python
@@ -43,7 +43,8 @@ struct Torch {
 };
 
 // Remembers where parameters and their moments lie, and sees at each step whether they still do and
-// where the gradients are. Each question put to a tensor costs some 2 ns; through Python, 70 and more.
+// where the gradients are. Each question put to a tensor costs some 2 ns; through Python, 70 and
+// more.
 class Watch {
  public:
   // Bits of look()'s answer.
@@ -54,8 +55,8 @@ class Watch {
   // `torch` is what struct Torch holds, in its order. `wrapper` is None or the class of tensors
   // that are wrappers: what counts of one is its `_local_tensor`, and a gradient must have its
   // parameter's `_spec`. Of others, `grad` must be torch's own.
-  Watch(nanobind::tuple torch, nanobind::list params, nanobind::list states,
-        nanobind::list moments, nanobind::object wrapper);
+  Watch(nanobind::tuple torch, nanobind::list params, nanobind::list states, nanobind::list moments,
+        nanobind::object wrapper);
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
@@ -95,7 +96,7 @@ class Watch {
     nanobind::object grad_spec;                   // the last that was found equal to it
     nanobind::object count;  // the step count, where it is a tensor on a device, else null
     Place place;
-    const void* grad_impl;  // the last TensorImpl; never followed
+    const void* grad_impl;             // the last TensorImpl; never followed
     std::size_t items_end, lines_end;  // of its own; they begin where the previous parameter's end
   };
   // What look() has seen of some parameters.
@@ -135,7 +136,7 @@ class Watch {
   bool wrapped_ = false;  // whether any parameter is
   nanobind::str grad_{"grad"}, step_{"step"};
   std::vector<Parameter> parameters_;
-  std::vector<Item> items_;  // of all states, each in its dictionary's order
+  std::vector<Item> items_;         // of all states, each in its dictionary's order
   std::vector<const void*> lines_;  // of memory, that a look reads; never followed
   std::vector<std::int64_t> which_;
 };
