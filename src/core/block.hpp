@@ -160,15 +160,18 @@ __attribute__((always_inline)) inline void fetch_group(const T* from) {
     __builtin_prefetch(from + line);
 }
 
-// Fetches into the cache what of a row comes a block later. The processor does so by itself, but
-// not across pages, and begins anew in each of a handful of arrays; so it does not keep up where
-// there is more to do than in a plain loop.
+// Fetches into the cache what of a row comes some groups later: late enough to be there still, in a
+// cache that a block nearly fills. The processor does so by itself, but not across pages, and
+// begins anew in each of a handful of arrays; so it does not keep up where there is more to do than
+// in a plain loop.
 class Ahead {
  public:
+  static constexpr int groups = 6;
+
   // `bytes` are those of a group of each array.
   Ahead(const Row& part, const int* bytes) {
     for (int i = 0; i < array_count; ++i) {
-      const char* const from = static_cast<const char*>(part.arrays[i]) + most_groups * bytes[i];
+      const char* const from = static_cast<const char*>(part.arrays[i]) + groups * bytes[i];
       if (bytes[i] == 256)
         wide_[wide_count_++] = from;
       else if (bytes[i] == 128)
@@ -178,7 +181,7 @@ class Ahead {
     }
   }
 
-  // What is a block beyond group i. Inlined, as above.
+  // What comes after group i. Inlined, as above.
   __attribute__((always_inline)) void fetch(int i) const {
     for (int k = 0; k < wide_count_; ++k) {
       const char* const from = wide_[k] + i * 256;

@@ -52,9 +52,6 @@ struct Flight {
   const float* levels;
   int levels_stride;
   std::int32_t scale_dithers[most_groups] = {};
-  // The smallest v, or 0 where some gradient is zero, and the largest; the largest |u|. By bits.
-  alignas(64) std::uint32_t lowest[block_lanes], highest[block_lanes];
-  alignas(64) std::int32_t sizes[block_lanes];
   Grids grids;
   float inverse[most_groups];
   // Truths, as wide as what they are found of. Whether some gradient is zero; whether the loop
@@ -77,6 +74,13 @@ struct Flight {
   }
 };
 
+// What is found in lanes, by bits: of the block that is stepped the smallest v, or 0 where some
+// gradient is zero, and the largest; of that before it the largest |u|.
+struct Found {
+  alignas(64) std::uint32_t lowest[block_lanes], highest[block_lanes];
+  alignas(64) std::int32_t sizes[block_lanes];
+};
+
 // Moves blocks through three stages: one is stepped, which waits for square roots and divisions;
 // meanwhile the v of that before it gets its codes, and the m of that before. So what is found of
 // all groups of a block is there when it is needed.
@@ -97,23 +101,18 @@ class Coder {
     now.open(part, groups, dithers);
     const typename Codec::Decoders decoders(now.scales, groups);
     const bool whole = groups == most_groups && before.whole_v() && first.whole_m();
-    for (int i = 0; i < groups; ++i) stage.load(i * group);
-    const auto turn = [&](int i, bool steps, bool has_v, bool has_m)
-                          __attribute__((always_inline)) {
-                            alignas(64) float denominators[group];
-                            if (steps) {
-                              ahead.fetch(i);
-                              average(i, stage, now, decoders[i], c, denominators);
-                            }
-                            if (has_m) write_m(first, i);
-                            if (has_v) write_v(before, i);
-                            if (steps) move(i, stage, now, c, denominators);
-                          };
     for (int i = 0; i < most_groups; ++i) {
-      if (whole)
-        turn(i, true, true, true);
-      else
-        turn(i, i < groups, before.has_v(i), first.has_m(i));
+      alignas(64) float denominators[group];
+      // What follows is compiled twice, for the usual case without a condition.
+      const auto turn = [&](bool steps, bool has_v, bool has_m) __attribute__((always_inline)) {
+        if (steps) ahead.fetch(i);
+        if (steps) stage.load(i * group);
+        if (steps) average(i, stage, now, decoders[i], c, denominators);
+        if (has_m) write_m(first, i);
+        if (has_v) write_v(before, i);
+        if (steps) move(i, stage, now, c, denominators);
+      };
+      whole ? turn(true, true, true) : turn(i < groups, before.has_v(i), first.has_m(i));
     }
     for (int i = 0; i < groups; ++i) stage.store(dithers, i * group);
   }
@@ -123,7 +122,8 @@ class Coder {
 
   // To be called after each step; the gradients are those of the block that was stepped.
   void go_on(const float* g, const Placed& dithers) {
-    prepare_v(at(0), g, dithers);
+    prepare_m(at(1));
+    prepare_v(at(0), g, dithers);  // which may find sizes of the next turn
     go_on();
   }
 
@@ -134,6 +134,7 @@ class Coder {
         if (at(1).has_v(i)) write_v(at(1), i);
         if (at(2).has_m(i)) write_m(at(2), i);
       }
+      prepare_m(at(1));
       go_on();
     }
   }
@@ -142,16 +143,15 @@ class Coder {
   Flight& at(int ago) { return flights_[(count_ + ago) % 3]; }
 
   void go_on() {
-    prepare_m(at(1));
     at(2).groups = 0;
     count_ = (count_ + 2) % 3;  // what was stepped is before
   }
 
   // The averages of a group, and what its update is divided by.
-  __attribute__((always_inline)) static void average(int i, const Stage& stage, Flight& now,
-                                                     const typename Codec::Decoder& decode,
-                                                     const Coefficients<float>& c,
-                                                     float* __restrict denominators) {
+  __attribute__((always_inline)) void average(int i, const Stage& stage, Flight& now,
+                                              const typename Codec::Decoder& decode,
+                                              const Coefficients<float>& c,
+                                              float* __restrict denominators) {
     const int begin = i * group;
     const float *const p = stage.p + begin, *const g = stage.g + begin;
     float* const w = Has::rule == Rule::adam && Has::w ? stage.w + begin : nullptr;
@@ -178,8 +178,8 @@ class Coder {
         high = most(high, b);
         if (Has::m) least_square = least(least_square, grad * grad);
       }
-      now.lowest[i * lanes + lane] = least_square != 0 ? low : 0;
-      now.highest[i * lanes + lane] = high;
+      found_.lowest[i * lanes + lane] = least_square != 0 ? low : 0;
+      found_.highest[i * lanes + lane] = high;
     }
   }
 
@@ -197,7 +197,7 @@ class Coder {
     }
   }
 
-  __attribute__((always_inline)) static void write_v(Flight& before, int i) {
+  __attribute__((always_inline)) void write_v(Flight& before, int i) {
     const typename Codec::Grid grid(before.grids, i);
     const float* const levels = before.levels + i * before.levels_stride;
     float *const u = before.m + i * group, *const parts = before.v + i * group;
@@ -212,7 +212,7 @@ class Coder {
         u[j] = relative;
         size = most(size, size_bits(relative));
       }
-      before.sizes[i * lanes + lane] = size;
+      found_.sizes[i * lanes + lane] = size;
     }
   }
 
@@ -229,11 +229,11 @@ class Coder {
     for (int j = 0; j < group; ++j) words[j] = static_cast<Word>(wide[j] ^ Codec::turned);
   }
 
-  static void prepare_v(Flight& now, const float* g, const Placed& dithers) {
+  void prepare_v(Flight& now, const float* g, const Placed& dithers) {
     Spans spans;
-    for (int k = now.groups * lanes; k < block_lanes; ++k) now.lowest[k] = now.highest[k] = 1;
-    across<Least>(now.lowest, spans.lowest);
-    across<Most>(now.highest, spans.highest);
+    for (int k = now.groups * lanes; k < block_lanes; ++k) found_.lowest[k] = found_.highest[k] = 1;
+    across<Least>(found_.lowest, spans.lowest);
+    across<Most>(found_.highest, spans.highest);
     for (int i = 0; i < most_groups; ++i) {
       now.zeros[i] = false;
       now.usual_v[i] = true;
@@ -270,7 +270,7 @@ class Coder {
   }
 
   // Of a group some v of which is zero or too large.
-  static void write_bounded_v(Flight& now, int i) {
+  void write_bounded_v(Flight& now, int i) {
     const typename Codec::Grid grid(now.grids, i);
     const float* const levels = now.levels + i * now.levels_stride;
     float *const u = now.m + i * group, *const parts = now.v + i * group;
@@ -287,13 +287,13 @@ class Coder {
       u[j] = float_of(relative);
       size = most(size, relative & 0x7fffffff);
     }
-    for (int lane = 0; lane < lanes; ++lane) now.sizes[i * lanes + lane] = size;
+    for (int lane = 0; lane < lanes; ++lane) found_.sizes[i * lanes + lane] = size;
   }
 
-  static void prepare_m(Flight& before) {
+  void prepare_m(Flight& before) {
     alignas(64) std::int32_t sizes[most_groups];
-    for (int k = before.groups * lanes; k < block_lanes; ++k) before.sizes[k] = 0;
-    across<Most>(before.sizes, sizes);
+    for (int k = before.groups * lanes; k < block_lanes; ++k) found_.sizes[k] = 0;
+    across<Most>(found_.sizes, sizes);
     alignas(64) std::int32_t scales[most_groups];
     unsigned special = 0;
     for (int i = 0; i < most_groups; ++i) {
@@ -330,6 +330,7 @@ class Coder {
   }
 
   Flight flights_[3];
+  Found found_;
   int count_ = 0;
 };
 
