@@ -58,6 +58,8 @@ class Rule:
 
     rule: ClassVar[str]
     structural: ClassVar[tuple[str, ...]]
+    # What the last coefficients were asked for, and they: mostly, the next are nearly the same.
+    _last: ClassVar[tuple[tuple[bool, str, float, float], Coefficients] | None] = None
 
     @property
     def name(self) -> str:
@@ -87,6 +89,18 @@ class Rule:
             raise ValueError(
                 f"step must count from 1, got {step}: at 0 the bias correction divides by zero"
             )
+        kind = step == 1, compute, unscale, clip
+        if self._last is not None and self._last[0] == kind:
+            scales = self._scales(step)
+            if max(scales) <= _LARGEST[compute]:  # else the error is the same as else
+                rounded = scales if compute == "float64" else _TWO.unpack(_TWO.pack(*scales))
+                last = self._last[1]
+                return Coefficients._make((*last[:4], *rounded, *last[6:-1], step))
+        found = self._checked(step, compute, unscale, clip)
+        object.__setattr__(self, "_last", (kind, found))
+        return found
+
+    def _checked(self, step: int, compute: str, unscale: float, clip: float) -> Coefficients:
         exact = self._exact(step, unscale, clip)
         # Not max(): where the thread flushes denormals, it would take the smallest for zero.
         if not exact.eps > _SMALLEST[compute]:
@@ -103,6 +117,10 @@ class Rule:
 
     def _exact(self, step: int, unscale: float, clip: float) -> Coefficients:
         """Those of a step in float64."""
+        raise NotImplementedError
+
+    def _scales(self, step: int) -> tuple[float, float]:
+        """Of them ``step_size`` and ``denom_scale``: from the second step on, no others change."""
         raise NotImplementedError
 
     def _check(self, *names: str) -> None:
@@ -177,14 +195,15 @@ class Hyper(Rule):
 
     def _exact(self, step: int, unscale: float, clip: float) -> Coefficients:
         beta1, beta2 = self.betas
+        step_size, denom_scale = self._scales(step)
         decoupled = self.decoupled_weight_decay
         return Coefficients(
             beta1=beta1,
             one_minus_beta1=1.0 - beta1,
             beta2=beta2,
             one_minus_beta2=1.0 - beta2,
-            step_size=self.lr / bias_correction(beta1, step),
-            denom_scale=1.0 / math.sqrt(bias_correction(beta2, step)),
+            step_size=step_size,
+            denom_scale=denom_scale,
             eps=self.eps,
             decay=self.lr * self.weight_decay if decoupled else 0.0,
             l2=0.0 if decoupled else self.weight_decay,
@@ -193,6 +212,11 @@ class Hyper(Rule):
             clip=clip,
             step=step,
         )
+
+    def _scales(self, step: int) -> tuple[float, float]:
+        beta1, beta2 = self.betas
+        step_size = self.lr / bias_correction(beta1, step)
+        return step_size, 1.0 / math.sqrt(bias_correction(beta2, step))
 
 
 @dataclass(frozen=True)
@@ -251,13 +275,14 @@ class SGDHyper(Rule):
         return "momentum_buffer" if self.momentum else "", "", ""
 
     def _exact(self, step: int, unscale: float, clip: float) -> Coefficients:
+        step_size, denom_scale = self._scales(step)
         return Coefficients(
             beta1=self.momentum,
             one_minus_beta1=1.0 if step == 1 else 1.0 - self.dampening,
             beta2=self.momentum if self.nesterov else 0.0,
             one_minus_beta2=0.0,
-            step_size=self.lr,
-            denom_scale=0.0,
+            step_size=step_size,
+            denom_scale=denom_scale,
             eps=0.0,
             decay=0.0,
             l2=self.weight_decay,
@@ -266,6 +291,9 @@ class SGDHyper(Rule):
             clip=clip,
             step=step,
         )
+
+    def _scales(self, step: int) -> tuple[float, float]:
+        return self.lr, 0.0
 
 
 @dataclass(frozen=True)
@@ -317,13 +345,14 @@ class RMSpropHyper(Rule):
         return first, "square_avg", "momentum_buffer" if self.momentum else ""
 
     def _exact(self, step: int, unscale: float, clip: float) -> Coefficients:
+        step_size, denom_scale = self._scales(step)
         return Coefficients(
             beta1=self.momentum,
             one_minus_beta1=1.0,
             beta2=self.alpha,
             one_minus_beta2=1.0 - self.alpha,
-            step_size=self.lr,
-            denom_scale=1.0,
+            step_size=step_size,
+            denom_scale=denom_scale,
             eps=self.eps,
             decay=0.0,
             l2=self.weight_decay,
@@ -333,10 +362,14 @@ class RMSpropHyper(Rule):
             step=step,
         )
 
+    def _scales(self, step: int) -> tuple[float, float]:
+        return self.lr, 1.0
+
 
 _SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074}
 _LARGEST = {"float32": (2 - 2.0**-23) * 2.0**127, "float64": sys.float_info.max}
 _FLOATS = struct.Struct(f"{len(Coefficients._fields) - 1}f")
+_TWO = struct.Struct("2f")
 
 
 def _to_float32(exact: Coefficients) -> Coefficients:
