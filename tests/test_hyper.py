@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from typing import Any
 
@@ -109,6 +109,42 @@ def test_coefficients_of_rmsprop() -> None:
     assert (c.beta1, c.beta2, c.one_minus_beta2) == (0.5, 0.75, 0.25)
     assert (c.step_size, c.eps, c.l2, c.decay) == (0.1, 1e-3, 0.25, 0)
     assert RMSpropHyper(eps=0).coefficients(1).eps == 2.0**-149
+
+
+@settings(deadline=None)
+@given(
+    hyper=st.sampled_from(
+        (
+            Hyper(eps=1e-300, weight_decay=0.1),
+            Hyper(decoupled_weight_decay=True, weight_decay=0.1, maximize=True),
+            Hyper(lr=1e38),  # too large for float32 at the first three steps
+            SGDHyper(momentum=0.9, dampening=0.5),
+            RMSpropHyper(momentum=0.9, lr=0.1),
+        )
+    ),
+    asked=st.lists(
+        st.tuples(
+            st.sampled_from((1, 2, 3, 15, 16, 17, 40)),
+            st.sampled_from(("float32", "float64")),
+            st.sampled_from((1.0, 0.5)),
+            st.sampled_from((1.0, 0.25)),
+        ),
+        min_size=2,
+        max_size=12,
+    ),
+)
+def test_coefficients_do_not_depend_on_those_before(
+    hyper: Rule, asked: list[tuple[int, str, float, float]]
+) -> None:
+    def answer(of: Rule, ask: tuple[int, str, float, float]) -> object:
+        try:
+            return of.coefficients(*ask)
+        except ValueError as error:
+            return str(error)
+
+    one = replace(hyper)
+    for ask in asked:
+        assert answer(one, ask) == answer(replace(hyper), ask)
 
 
 def test_defaults_are_those_of_torch() -> None:
