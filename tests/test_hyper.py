@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adamas import Hyper, RMSpropHyper, SGDHyper
@@ -133,6 +133,7 @@ def test_coefficients_of_rmsprop() -> None:
         max_size=12,
     ),
 )
+@example(Hyper(lr=1e38), [(40, "float32", 1.0, 1.0), (2, "float32", 1.0, 1.0)])
 def test_coefficients_do_not_depend_on_those_before(
     hyper: Rule, asked: list[tuple[int, str, float, float]]
 ) -> None:
