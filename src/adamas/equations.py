@@ -2,8 +2,8 @@
 
 A rule is a pure function of arrays and asks of them only arithmetic operators, so the same lines
 run on NumPy arrays (the specification) and on torch tensors of any dtype, layout and device;
-``src/core/rule.hpp`` says them again in C++, name for name. Every operation rounds on its own: none
-may be fused, reordered or approximated.
+``src/core/rule.hpp`` says them again in C++, in the same order. Every operation rounds on its own:
+none may be fused, reordered or approximated.
 
 All have one form: of the parameter, its gradient, three averages of gradients, the step's
 coefficients (``hyper.Coefficients``, of the arrays' own precision), the exact square root and the

@@ -1,4 +1,4 @@
-// The update rules in C++: src/adamas/equations.py, name for name and in the same order.
+// The update rules in C++: those of src/adamas/equations.py, in the same order, each in two halves.
 //
 // Internal linkage throughout: this header is compiled once for each instruction set, and a shared
 // inline function would let the linker put AVX-512 code where an older processor runs it. For the
