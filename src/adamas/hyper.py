@@ -90,12 +90,12 @@ class Rule:
                 f"step must count from 1, got {step}: at 0 the bias correction divides by zero"
             )
         kind = step == 1, compute, unscale, clip
-        if self._last is not None and self._last[0] == kind:
+        last = self._last  # looked at once: optimizers in other threads may share the object
+        if last is not None and last[0] == kind and unscale and clip:  # 0 equals -0
             scales = self._scales(step)
-            if max(scales) <= _LARGEST[compute]:  # else the error is the same as else
+            if max(scales) <= _LARGEST[compute]:  # or else what follows says so
                 rounded = scales if compute == "float64" else _TWO.unpack(_TWO.pack(*scales))
-                last = self._last[1]
-                return Coefficients._make((*last[:4], *rounded, *last[6:-1], step))
+                return Coefficients._make((*last[1][:4], *rounded, *last[1][6:-1], step))
         found = self._checked(step, compute, unscale, clip)
         object.__setattr__(self, "_last", (kind, found))
         return found
