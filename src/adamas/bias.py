@@ -22,11 +22,12 @@ def bias_correction(beta: float, step: int) -> float:
     return _sixteen(beta, step >> 4)[step & 15]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)  # groups mostly share them
 def _sixteen(beta: float, number: int) -> tuple[float, ...]:
     """Those of steps that differ in the last four bits."""
     others = _power(beta, number << 4)
-    return tuple((_ONE - (others * last >> _BITS)) / _ONE for last in _short_powers(beta))
+    # Of a list: a tuple that grows ends in one of the interpreter's stores, and comes from none.
+    return tuple([(_ONE - (others * last >> _BITS)) / _ONE for last in _short_powers(beta)])
 
 
 @lru_cache(maxsize=64)
