@@ -13,6 +13,16 @@ namespace {
 // and then of all lanes, for all groups of a block at once.
 constexpr int lanes = 16, block_lanes = most_groups * lanes;
 
+// Not a loop, which clang would not unroll before it looks for vectors.
+template <class Use>
+__attribute__((always_inline)) inline void each_of(int lane, const Use& use) {
+  static_assert(group == 4 * lanes, "four elements in each");
+  use(lane);
+  use(lane + lanes);
+  use(lane + 2 * lanes);
+  use(lane + 3 * lanes);
+}
+
 struct Least {
   template <class T>
   T operator()(T a, T b) const {
@@ -26,18 +36,19 @@ struct Most {
   }
 };
 
+template <class Choice, int count, class T>
+inline void halve(const T* __restrict from, T* __restrict to) {
+  for (int k = 0; k < count; ++k) to[k] = Choice{}(from[2 * k], from[2 * k + 1]);
+}
+
 // The one of each group's lanes. Not inlined, or else g++ does not see vectors in it.
 template <class Choice, class T>
 __attribute__((noinline)) void across(const T* __restrict of_lanes, T* __restrict of_groups) {
-  const Choice one{};
-  alignas(64) T eight[most_groups * 8], four[most_groups * 4];
-  for (int i = 0; i < most_groups; ++i)
-    for (int k = 0; k < 8; ++k)
-      eight[i * 8 + k] = one(of_lanes[i * lanes + k], of_lanes[i * lanes + 8 + k]);
-  for (int i = 0; i < most_groups; ++i)
-    for (int k = 0; k < 4; ++k) four[i * 4 + k] = one(eight[i * 8 + k], eight[i * 8 + 4 + k]);
-  for (int i = 0; i < most_groups; ++i)
-    of_groups[i] = one(one(four[i * 4], four[i * 4 + 1]), one(four[i * 4 + 2], four[i * 4 + 3]));
+  alignas(64) T eight[most_groups * 8], four[most_groups * 4], two[most_groups * 2];
+  halve<Choice, most_groups * 8>(of_lanes, eight);
+  halve<Choice, most_groups * 4>(eight, four);
+  halve<Choice, most_groups * 2>(four, two);
+  halve<Choice, most_groups>(two, of_groups);
 }
 
 // A block between its step and its last code.
@@ -154,7 +165,8 @@ class Coder {
                                               float* __restrict denominators) {
     const int begin = i * group;
     const float *const p = stage.p + begin, *const g = stage.g + begin;
-    float* const w = Has::rule == Rule::adam && Has::w ? stage.w + begin : nullptr;
+    constexpr bool has_w = Has::rule == Rule::adam && Has::w;
+    float* const w = has_w ? stage.w + begin : nullptr;
     float *const m = now.m + begin, *const v = now.v + begin;
     alignas(64) std::int32_t codes[group];
     alignas(64) float of_m[group];
@@ -163,12 +175,11 @@ class Coder {
     for (int lane = 0; lane < lanes; ++lane) {
       std::uint32_t low = 0xffffffff, high = 0;
       float least_square = 1;
-      ADAMAS_UNROLLED
-      for (int j = lane; j < group; j += lanes) {
+      each_of(lane, [&](int j) __attribute__((always_inline)) {
         const float grad = g[j];
         float none = 0, first, second;
         decode(codes[j], of_m[j], first, second);
-        denominators[j] = adamas::average<Has>(p[j], grad, first, second, w ? w[j] : none, c);
+        denominators[j] = adamas::average<Has>(p[j], grad, first, second, has_w ? w[j] : none, c);
         first = Has::m ? first : 0;
         second = Has::v ? second : first * first;
         m[j] = first;
@@ -177,7 +188,7 @@ class Coder {
         low = least(low, b);
         high = most(high, b);
         if (Has::m) least_square = least(least_square, grad * grad);
-      }
+      });
       found_.lowest[i * lanes + lane] = least_square != 0 ? low : 0;
       found_.highest[i * lanes + lane] = high;
     }
@@ -189,11 +200,12 @@ class Coder {
     const int begin = i * group;
     float* const p = stage.p + begin;
     const float *const g = stage.g + begin, *const m = now.m + begin;
-    float* const w = Has::rule == Rule::rmsprop && Has::w ? stage.w + begin : nullptr;
+    constexpr bool has_w = Has::rule == Rule::rmsprop && Has::w;
+    float* const w = has_w ? stage.w + begin : nullptr;
     ADAMAS_INDEPENDENT
     for (int j = 0; j < group; ++j) {
       float none = 0;
-      adamas::move<Has>(p[j], g[j], m[j], denominators[j], w ? w[j] : none, c);
+      adamas::move<Has>(p[j], g[j], m[j], denominators[j], has_w ? w[j] : none, c);
     }
   }
 
@@ -204,14 +216,13 @@ class Coder {
     ADAMAS_INDEPENDENT
     for (int lane = 0; lane < lanes; ++lane) {
       std::int32_t size = 0;
-      ADAMAS_UNROLLED
-      for (int j = lane; j < group; j += lanes) {
+      each_of(lane, [&](int j) __attribute__((always_inline)) {
         const std::int32_t code = grid.code(bits_of(parts[j]), levels[j]);
         const float relative = grid.relative(u[j], code);
         parts[j] = float_of(grid.part(code));
         u[j] = relative;
         size = most(size, size_bits(relative));
-      }
+      });
       found_.sizes[i * lanes + lane] = size;
     }
   }

@@ -7,14 +7,11 @@
 
 #include <cstdint>
 
-// Says of the loop that follows that no iteration reads what another writes; and that its vectors
-// shall be laid out one after the other, where the loop around it has much to set up.
+// Says of the loop that follows that no iteration reads what another writes.
 #ifdef __clang__
 #define ADAMAS_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#define ADAMAS_UNROLLED
 #else
 #define ADAMAS_INDEPENDENT _Pragma("GCC ivdep")
-#define ADAMAS_UNROLLED _Pragma("GCC unroll 4")
 #endif
 
 namespace adamas {
