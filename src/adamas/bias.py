@@ -8,6 +8,7 @@ _BITS = 128  # fraction bits of the powers
 _ONE = 1 << _BITS
 
 
+@lru_cache(maxsize=8)  # groups mostly share them
 def bias_correction(beta: float, step: int) -> float:
     """``1 - beta^step``, rounded once.
 
@@ -19,15 +20,13 @@ def bias_correction(beta: float, step: int) -> float:
         beta: in [0, 1).
         step: its number, counted from 1.
     """
-    return _sixteen(beta, step >> 4)[step & 15]
+    power = _long_power(beta, step & ~15) * _short_powers(beta)[step & 15] >> _BITS
+    return (_ONE - power) / _ONE
 
 
-@lru_cache(maxsize=8)  # groups mostly share them
-def _sixteen(beta: float, number: int) -> tuple[float, ...]:
-    """Those of steps that differ in the last four bits."""
-    others = _power(beta, number << 4)
-    # Of a list: a tuple that grows ends in one of the interpreter's stores, and comes from none.
-    return tuple([(_ONE - (others * last >> _BITS)) / _ONE for last in _short_powers(beta)])
+@lru_cache(maxsize=8)  # one serves sixteen steps
+def _long_power(beta: float, exponent: int) -> int:
+    return _power(beta, exponent)
 
 
 @lru_cache(maxsize=64)
