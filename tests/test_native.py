@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,22 @@ def test_threads_and_grains(isa: str) -> None:
     for threads, grain in product((1, 2, 3, 8), (0, 1, 7, 1000, 4096, 1 << 40)):
         found, expected = stepped(5000, "float32", isa=isa, threads=threads, grain=grain)
         assert found == expected, (threads, grain)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_pieces_that_shrink_cover_each_element_of_each_row_once(threads: int) -> None:
+    cuts = [0, 1, 65, 40_000, 40_000, 100_001, 433_333, 700_003]
+    param = numbers(3, cuts[-1], "float32", -3, 3)
+    grad = numbers(10, cuts[-1], "float32", -30, 10, sparse=True)
+    own = reference.initial_state(param, HYPER)
+    expected, state = reference.step(param, grad, own, HYPER)
+    rows = [
+        rows_of(param[i:j], grad[i:j], {k: v[i:j] for k, v in own.items() if k != "step"})
+        for i, j in pairwise(cuts)
+    ]
+    native.step(np.concatenate(rows), np.array([HYPER.coefficients(1, "float32")]), threads)
+    assert param.tobytes() == expected.tobytes()
+    assert all(own[key].tobytes() == state[key].tobytes() for key in ("exp_avg", "exp_avg_sq"))
 
 
 @pytest.mark.parametrize("isa", native.isas())

@@ -76,10 +76,10 @@ void add_squares(Digits& digits, const Row& row, double scale, std::int64_t begi
 
 Estimate square_sum(const Row* rows, std::int64_t row_count, double scale, SquareSum kernel,
                     int threads, std::int64_t grain) {
-  Pieces pieces(rows, row_count, grain);
+  Pieces pieces(rows, row_count, grain, threads);
   Pair total;
   std::mutex mutex;
-  run(pieces.threads(threads) - 1, [&] {
+  run(pieces.threads() - 1, [&] {
     Pair mine;
     pieces.each([&](const Row& row, std::int64_t begin, std::int64_t end) {
       mine.add(kernel(row, scale, begin, end));
@@ -91,16 +91,16 @@ Estimate square_sum(const Row* rows, std::int64_t row_count, double scale, Squar
   // A sum that is not finite has made the second half NaN.
   const double sum = std::isfinite(total.high) ? total.high + total.low : total.high;
   // Twice the roundings that an element can go through, for those of the pairs and of this line.
-  const double roundings = 2.0 * (80 + static_cast<double>(pieces.grain() / square_sum_block));
+  const double roundings = 2.0 * (80 + static_cast<double>(pieces.most() / square_sum_block));
   return {sum, sum * (roundings * 0x1p-53)};  // in this order it overflows only where the sum does
 }
 
 Digits exact_square_sum(const Row* rows, std::int64_t row_count, double scale, int threads,
                         std::int64_t grain) {
-  Pieces pieces(rows, row_count, grain);
+  Pieces pieces(rows, row_count, grain, threads);
   Digits total{};
   std::mutex mutex;
-  run(pieces.threads(threads) - 1, [&] {
+  run(pieces.threads() - 1, [&] {
     Digits mine{};
     pieces.each([&](const Row& row, std::int64_t begin, std::int64_t end) {
       switch (row.types.grad) {

@@ -9,12 +9,9 @@
 
 namespace adamas {
 
-// Elements that a thread takes at a time, unless told otherwise: so many that taking them costs
-// nothing, more of a large table, whose memory is read faster in longer stretches, and so few that
-// no thread waits long for the last one.
-inline std::int64_t default_grain(std::int64_t total) {
-  return std::clamp<std::int64_t>(total / 256, 1 << 15, 1 << 18);
-}
+// Elements that a thread takes at a time, unless told otherwise. The fewest are so many that taking
+// them costs nothing. The most are what another thread may have to wait for.
+constexpr std::int64_t fewest = 1 << 15, longest = 1 << 18;
 
 // Elements for each thread, at least, unless a grain says how many one takes: fewer are stepped
 // sooner than a thread that sleeps is awake.
@@ -22,29 +19,27 @@ constexpr std::int64_t worth_waking = 1 << 16;
 
 class Pieces {
  public:
-  // Pieces of `grain` elements, but for the last; 0 stands for the default.
-  Pieces(const Row* rows, std::int64_t row_count, std::int64_t grain)
+  // For up to so many threads. Pieces of `grain` elements, but for the last; or for 0 of half a
+  // thread's share of what is left: memory is read faster in longer stretches, and at the end no
+  // thread waits long for the others.
+  Pieces(const Row* rows, std::int64_t row_count, std::int64_t grain, int threads)
       : rows_(rows), ends_(row_count), grain_(grain) {
-    std::int64_t total = 0;
-    for (std::int64_t r = 0; r < row_count; ++r) ends_[r] = total += rows[r].size;
-    if (!grain) grain_ = default_grain(total);
-    count_ = total / grain_ + (total % grain_ != 0);
-    busy_ = grain ? count_ : std::min(count_, total / worth_waking);
+    for (std::int64_t r = 0; r < row_count; ++r) ends_[r] = total_ += rows[r].size;
+    const std::int64_t busy = grain ? (total_ - 1) / grain + 1 : total_ / worth_waking;
+    threads_ = static_cast<int>(std::clamp<std::int64_t>(busy, 1, threads));
   }
 
-  std::int64_t grain() const { return grain_; }
+  // Elements of a piece, at most.
+  std::int64_t most() const { return grain_ ? grain_ : longest; }
 
-  // How many threads there is work for; below 2, the caller's alone.
-  int threads(int most) const { return static_cast<int>(std::min<std::int64_t>(most, busy_)); }
+  // How many threads there is work for, the caller's among them.
+  int threads() const { return threads_; }
 
   // Takes pieces until there are none, and calls `use(row, begin, end)` for what of a row lies in
   // them, cut at the row's multiples of 64. Several threads may do so at once.
   template <class Use>
   void each(const Use& use) {
-    const std::int64_t total = ends_.empty() ? 0 : ends_.back();
-    for (std::int64_t piece; (piece = next_.fetch_add(1)) < count_;) {
-      std::int64_t at = piece * grain_;
-      const std::int64_t until = std::min(at + grain_, total);
+    for (std::int64_t at, until; take(at, until);) {
       std::int64_t r = std::upper_bound(ends_.begin(), ends_.end(), at) - ends_.begin();
       for (; at < until; ++r) {
         const std::int64_t size = rows_[r].size, start = ends_[r] - size;
@@ -57,6 +52,17 @@ class Pieces {
   }
 
  private:
+  // What nobody has taken yet begins there; whether there is any.
+  bool take(std::int64_t& begin, std::int64_t& end) {
+    begin = next_.load();
+    do {
+      const std::int64_t left = total_ - begin;
+      const std::int64_t share = std::clamp(left / (2 * threads_), fewest, longest);
+      end = begin + std::min(left, grain_ ? grain_ : share);
+    } while (!next_.compare_exchange_weak(begin, end));
+    return begin < end;
+  }
+
   // Rounded up, as far as the row goes.
   static std::int64_t whole_groups(std::int64_t elements, std::int64_t size) {
     return std::min((elements + row_alignment - 1) / row_alignment * row_alignment, size);
@@ -64,7 +70,8 @@ class Pieces {
 
   const Row* rows_;
   std::vector<std::int64_t> ends_;  // where each row ends among all elements
-  std::int64_t grain_, count_, busy_;
+  std::int64_t grain_, total_ = 0;
+  int threads_;
   std::atomic<std::int64_t> next_{0};
 };
 

@@ -22,9 +22,9 @@ void add(Measures& all, const Measures& part) {
 
 void step(const Row* rows, std::int64_t row_count, const double* coefficients, Kernel kernel,
           int threads, std::int64_t grain, Measures* found) {
-  Pieces pieces(rows, row_count, grain);
+  Pieces pieces(rows, row_count, grain, threads);
   std::mutex mutex;  // of what was found
-  run(pieces.threads(threads) - 1, [&] {
+  run(pieces.threads() - 1, [&] {
     pieces.each([&](const Row& row, std::int64_t begin, std::int64_t end) {
       const double* own = coefficients + row.coefficients * coefficient_count;
       if (!found) return kernel(row, own, begin, end, nullptr);
