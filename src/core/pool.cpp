@@ -29,15 +29,18 @@ class DefaultFloatingPoint {
   std::fenv_t callers_;
 };
 
+using Clock = std::chrono::steady_clock;
+
 class Pool {
  public:
-  void run(int helpers, const std::function<void()>& work) {
+  void run(int helpers, const std::function<void()>& work, Then then) {
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
     if (!owner.owns_lock() || helpers < 1) return work();
     {
       std::lock_guard<std::mutex> lock(mutex_);
       start(helpers);
       work_ = &work;
+      then_ = then;
       wanted_ = helpers < threads_ ? helpers : threads_;
     }
     for (int i = 0; i < helpers; ++i) wake_.notify_one();
@@ -69,30 +72,37 @@ class Pool {
       --wanted_;
       active_.fetch_add(1);
       const std::function<void()>* work = work_;
+      const Then then = then_;
       lock.unlock();
       (*work)();
       lock.lock();
       if (active_.fetch_sub(1) == 1) idle_.notify_one();
+      if (then == Then::sleep) continue;
+      lock.unlock();
+      const auto until = Clock::now() + std::chrono::microseconds(200);
+      while (wanted_ == 0 && Clock::now() < until) continue;
+      lock.lock();
     }
   }
 
   // The last helpers are at most one piece of work behind, so a short spin nearly always saves the
   // sleep.
   void wait_for_active() {
-    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    const auto until = Clock::now() + std::chrono::microseconds(50);
     while (active_.load() > 0) {
-      if (std::chrono::steady_clock::now() < until) continue;
+      if (Clock::now() < until) continue;
       std::unique_lock<std::mutex> lock(mutex_);
       idle_.wait(lock, [this] { return active_.load() == 0; });
     }
   }
 
   std::mutex owner_;  // held by the caller whom the helpers work for
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards what follows, but that `wanted_` is also read without it
   std::condition_variable wake_, idle_;
   const std::function<void()>* work_ = nullptr;
+  Then then_ = Then::sleep;
   int threads_ = 0;
-  int wanted_ = 0;
+  std::atomic<int> wanted_{0};
   std::atomic<int> active_{0};
 };
 
@@ -122,12 +132,12 @@ Pool& pool() {
 
 }  // namespace
 
-void run(int helpers, const std::function<void()>& work) {
+void run(int helpers, const std::function<void()>& work, Then then) {
   const DefaultFloatingPoint mode;
   if (helpers < 1)
     work();
   else
-    pool().run(helpers, work);
+    pool().run(helpers, work, then);
 }
 
 }  // namespace adamas

@@ -246,13 +246,14 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
   std::mutex mutex;  // of all
   std::atomic<std::size_t> next{0};
   const auto share = static_cast<int>(std::min<std::size_t>(threads, count / few + 1));
-  run(wrapped_ ? 0 : share - 1, [&] {
+  const auto work = [&] {
     Seen seen;
     for (std::size_t begin; (begin = next.fetch_add(few / 2)) < count;)
       look_at(begin, std::min(begin + few / 2, count), rows, steps, seen);
     const std::lock_guard<std::mutex> lock(mutex);
     all.add(seen);
-  });
+  };
+  run(wrapped_ ? 0 : share - 1, work, Then::stay_awake);  // a step follows
   which_ = std::move(all.which);
   std::sort(which_.begin(), which_.end());
   return all.answer | (all.least != all.most ? uneven : 0);
@@ -261,7 +262,7 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
 // Stops where one has moved.
 void Watch::look_at(std::size_t begin, std::size_t end, Matrix<std::int64_t, row_columns>& rows,
                     nb::ndarray<std::int64_t, nb::ndim<1>>& steps, Seen& seen) {
-  constexpr std::size_t ahead = 16;
+  constexpr std::size_t ahead = 4;
   for (std::size_t i = begin; i < begin + ahead; ++i) fetch(i);
   for (std::size_t i = begin; i < end; ++i) {
     fetch(i + ahead);
