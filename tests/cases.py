@@ -152,10 +152,14 @@ def as_dtype(seed: int, count: int, dtype: str, *args: Any, **options: Any) -> n
     """Numbers in any dtype; uint16 holds the bits of bfloat16."""
     if dtype in ("float32", "float64"):
         return numbers(seed, count, dtype, *args, **options)
-    wide = numbers(seed, count, "float32", *args, **options)
-    if dtype == "bfloat16":
-        return rounding.to_bfloat16(wide, np.arange(count, dtype=np.uint32), seed)
+    return cast(numbers(seed, count, "float32", *args, **options), dtype, seed)
+
+
+def cast(wide: np.ndarray, dtype: str, step: int = 1) -> np.ndarray:
+    """Numbers of float32 in another dtype, bfloat16 rounded by the dithers of a step."""
     with np.errstate(over="ignore"):
+        if dtype == "bfloat16":
+            return rounding.to_bfloat16(wide, np.arange(wide.size, dtype=np.uint32), step)
         return wide.astype(dtype)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import HYPERS
+from cases import HYPERS, cast
 
-from adamas import formats, native, reference, rounding
+from adamas import formats, native, reference
 from adamas.hyper import Rule
 
 GROUP, BLOCK, STEPS = 64, 1024, 4
@@ -66,14 +67,6 @@ KINDS: list[tuple[str, dict[str, Any], str, str, int | None]] = [
 ]
 
 
-def cast(x: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16":
-        with np.errstate(over="ignore"):
-            return rounding.to_bfloat16(x, np.arange(x.size, dtype=np.uint32), 1)
-    with np.errstate(over="ignore"):
-        return x.astype(dtype)
-
-
 def told(array: Any) -> bytes:
     """The bits, but for which NaN it is, that processors are free in."""
     array = np.array(array)
@@ -116,17 +109,17 @@ def test_blocks_equal_the_specification(moments: str, gradients: Gradients) -> N
         place = (0, 1 << 62, 0) if number % 2 else (192, 1600, 2048)
         offset, run, stride = place
         index = offset + np.arange(size) // run * stride + np.arange(size) % run
-        for isa in native.isas():
-            random = np.random.default_rng(number)
-            param = cast(plain(random, size, 0), dtype)
-            state = reference.initial_state(param, hyper, moments, bits)
-            own, kept = param.copy(), {k: np.copy(v) for k, v in state.items()}
-            kept["step"] = 0
-            for step in range(1, STEPS + 1):
-                grad = cast(gradients(random, size, step), grad_dtype)
-                with np.errstate(all="ignore"):
-                    param, state = reference.step(param, grad, state, hyper, index=index)
+        random = np.random.default_rng(number)
+        param = cast(plain(random, size, 0), dtype)
+        state = reference.initial_state(param, hyper, moments, bits)
+        cores = {isa: (param.copy(), copy.deepcopy(state)) for isa in native.isas()}
+        for step in range(1, STEPS + 1):
+            grad = cast(gradients(random, size, step), grad_dtype)
+            with np.errstate(all="ignore"):
+                param, state = reference.step(param, grad, state, hyper, index=index)
+            for isa, (own, kept) in cores.items():
                 stepped(isa, step % 2 == 0, place, own, grad, kept, hyper, types)
+        for isa, (own, kept) in cores.items():
             assert told(own) == told(param), (rule, dtype, isa)
             for key, value in state.items():
                 assert told(kept[key]) == told(value), (rule, dtype, isa, key)

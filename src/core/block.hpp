@@ -41,7 +41,7 @@ inline int group_bytes(const Types& types, int array) {
   }
 }
 
-// What follows reads and writes a group, whose elements begin at this one of the row.
+// What follows reads and writes the group that begins with element number `at` of the row.
 
 // Of two bytes each.
 inline void load(Dtype dtype, const void* from, int at, float* __restrict x) {

@@ -41,9 +41,9 @@ inline void halve(const T* __restrict from, T* __restrict to) {
   for (int k = 0; k < count; ++k) to[k] = Choice{}(from[2 * k], from[2 * k + 1]);
 }
 
-// The one of each group's lanes. Not inlined, or else g++ does not see vectors in it.
+// The one of each group's lanes.
 template <class Choice, class T>
-__attribute__((noinline)) void across(const T* __restrict of_lanes, T* __restrict of_groups) {
+inline void across(const T* __restrict of_lanes, T* __restrict of_groups) {
   alignas(64) T eight[most_groups * 8], four[most_groups * 4], two[most_groups * 2];
   halve<Choice, most_groups * 8>(of_lanes, eight);
   halve<Choice, most_groups * 4>(eight, four);
@@ -87,7 +87,7 @@ struct Flight {
 
 // What is found in lanes, by bits: of the block that is stepped the smallest v, or 0 where some
 // gradient is zero, and the largest; of that before it the largest |u|.
-struct Found {
+struct Extremes {
   alignas(64) std::uint32_t lowest[block_lanes], highest[block_lanes];
   alignas(64) std::int32_t sizes[block_lanes];
 };
@@ -189,8 +189,8 @@ class Coder {
         high = most(high, b);
         if (Has::m) least_square = least(least_square, grad * grad);
       });
-      found_.lowest[i * lanes + lane] = least_square != 0 ? low : 0;
-      found_.highest[i * lanes + lane] = high;
+      extremes_.lowest[i * lanes + lane] = least_square != 0 ? low : 0;
+      extremes_.highest[i * lanes + lane] = high;
     }
   }
 
@@ -223,7 +223,7 @@ class Coder {
         u[j] = relative;
         size = most(size, size_bits(relative));
       });
-      found_.sizes[i * lanes + lane] = size;
+      extremes_.sizes[i * lanes + lane] = size;
     }
   }
 
@@ -242,9 +242,10 @@ class Coder {
 
   void prepare_v(Flight& now, const float* g, const Placed& dithers) {
     Spans spans;
-    for (int k = now.groups * lanes; k < block_lanes; ++k) found_.lowest[k] = found_.highest[k] = 1;
-    across<Least>(found_.lowest, spans.lowest);
-    across<Most>(found_.highest, spans.highest);
+    for (int k = now.groups * lanes; k < block_lanes; ++k)
+      extremes_.lowest[k] = extremes_.highest[k] = 1;
+    across<Least>(extremes_.lowest, spans.lowest);
+    across<Most>(extremes_.highest, spans.highest);
     for (int i = 0; i < most_groups; ++i) {
       now.zeros[i] = false;
       now.usual_v[i] = true;
@@ -298,13 +299,13 @@ class Coder {
       u[j] = float_of(relative);
       size = most(size, relative & 0x7fffffff);
     }
-    for (int lane = 0; lane < lanes; ++lane) found_.sizes[i * lanes + lane] = size;
+    for (int lane = 0; lane < lanes; ++lane) extremes_.sizes[i * lanes + lane] = size;
   }
 
   void prepare_m(Flight& before) {
     alignas(64) std::int32_t sizes[most_groups];
-    for (int k = before.groups * lanes; k < block_lanes; ++k) found_.sizes[k] = 0;
-    across<Most>(found_.sizes, sizes);
+    for (int k = before.groups * lanes; k < block_lanes; ++k) extremes_.sizes[k] = 0;
+    across<Most>(extremes_.sizes, sizes);
     alignas(64) std::int32_t scales[most_groups];
     unsigned special = 0;
     for (int i = 0; i < most_groups; ++i) {
@@ -341,7 +342,7 @@ class Coder {
   }
 
   Flight flights_[3];
-  Found found_;
+  Extremes extremes_;
   int count_ = 0;
 };
 
