@@ -9,10 +9,6 @@
 
 namespace adamas {
 
-// Elements that a thread takes at a time, unless told otherwise. The fewest are so many that taking
-// them costs nothing. The most are what another thread may have to wait for.
-constexpr std::int64_t fewest = 1 << 15, longest = 1 << 18;
-
 // Elements for each thread, at least, unless a grain says how many one takes: fewer are stepped
 // sooner than a thread that sleeps is awake.
 constexpr std::int64_t worth_waking = 1 << 16;
@@ -30,7 +26,7 @@ class Pieces {
   }
 
   // Elements of a piece, at most.
-  std::int64_t most() const { return grain_ ? grain_ : longest; }
+  std::int64_t most() const { return grain_ ? grain_ : most_; }
 
   // How many threads there is work for, the caller's among them.
   int threads() const { return threads_; }
@@ -52,12 +48,16 @@ class Pieces {
   }
 
  private:
-  // What nobody has taken yet begins there; whether there is any.
+  // Of a piece, unless a grain says it: so many elements that taking them costs nothing, and few
+  // enough to wait for; and so many that memory is read no faster in more.
+  static constexpr std::int64_t fewest_ = 1 << 15, most_ = 1 << 18;
+
+  // Takes the next piece, elements [begin, end); false if none is left.
   bool take(std::int64_t& begin, std::int64_t& end) {
     begin = next_.load();
     do {
       const std::int64_t left = total_ - begin;
-      const std::int64_t share = std::clamp(left / (2 * threads_), fewest, longest);
+      const std::int64_t share = std::clamp(left / threads_ / 2, fewest_, most_);
       end = begin + std::min(left, grain_ ? grain_ : share);
     } while (!next_.compare_exchange_weak(begin, end));
     return begin < end;

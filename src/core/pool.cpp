@@ -80,7 +80,7 @@ class Pool {
       if (then == Then::sleep) continue;
       lock.unlock();
       const auto until = Clock::now() + std::chrono::microseconds(200);
-      while (wanted_ == 0 && Clock::now() < until) continue;
+      while (wanted_ == 0 && Clock::now() < until) std::this_thread::yield();
       lock.lock();
     }
   }
@@ -97,7 +97,7 @@ class Pool {
   }
 
   std::mutex owner_;  // held by the caller whom the helpers work for
-  std::mutex mutex_;  // guards what follows, but that `wanted_` is also read without it
+  std::mutex mutex_;  // guards what follows; the atomics are also read without it
   std::condition_variable wake_, idle_;
   const std::function<void()>* work_ = nullptr;
   Then then_ = Then::sleep;

@@ -1,5 +1,5 @@
-// Threads that help the caller. They start on first use, sleep between calls, and are made anew
-// after a fork.
+// Threads that help the caller. They start on first use, mostly sleep between calls, and are made
+// anew after a fork.
 #pragma once
 
 #include <functional>
@@ -11,7 +11,7 @@ namespace adamas {
 enum class Then { sleep, stay_awake };
 
 // Runs `work` on the calling thread and on up to `helpers` others at once, and returns when all
-// have returned.
+// have returned; then the helpers do as told.
 //
 // `work` takes its share from a counter of its own, so it may run on any number of threads, one
 // included: helpers that wake too late are not waited for, and a call that finds the threads busy

@@ -75,7 +75,6 @@ Torch torch_of(nb::tuple parts) {
 // After a step over more memory than the caches hold, what a look reads of each tensor is in memory
 // again, in some dozens of places one behind the other; fetching them ahead shortens the look.
 void Watch::fetch(std::size_t i) const {
-  if (i >= parameters_.size()) return;
   for (std::size_t k = i ? parameters_[i - 1].lines_end : 0; k < parameters_[i].lines_end; ++k)
     __builtin_prefetch(lines_[k]);
   const char* grad = static_cast<const char*>(parameters_[i].grad_impl);
@@ -253,7 +252,9 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
     const std::lock_guard<std::mutex> lock(mutex);
     all.add(seen);
   };
-  run(wrapped_ ? 0 : share - 1, work, Then::stay_awake);  // a step follows
+  // A step follows, by these threads if it is the processor's.
+  const bool on_cpu = count != 0 && parameters_.front().place.on_cpu();
+  run(wrapped_ ? 0 : share - 1, work, on_cpu ? Then::stay_awake : Then::sleep);
   which_ = std::move(all.which);
   std::sort(which_.begin(), which_.end());
   return all.answer | (all.least != all.most ? uneven : 0);
@@ -263,9 +264,9 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
 void Watch::look_at(std::size_t begin, std::size_t end, Matrix<std::int64_t, row_columns>& rows,
                     nb::ndarray<std::int64_t, nb::ndim<1>>& steps, Seen& seen) {
   constexpr std::size_t ahead = 4;
-  for (std::size_t i = begin; i < begin + ahead; ++i) fetch(i);
+  for (std::size_t i = begin; i < std::min(begin + ahead, end); ++i) fetch(i);
   for (std::size_t i = begin; i < end; ++i) {
-    fetch(i + ahead);
+    if (i + ahead < end) fetch(i + ahead);
     Parameter& parameter = parameters_[i];
     const std::int64_t step = stays(i);
     if (step < 0) {

@@ -80,7 +80,8 @@ class Watch {
 
  private:
   struct Place {
-    std::int64_t address, kind, layout;
+    std::int64_t address, kind, layout;  // the kind's bits from 24 on are the device's type
+    bool on_cpu() const { return kind >> 24 == 0; }
     bool operator==(const Place& other) const {
       return address == other.address && kind == other.kind && layout == other.layout;
     }
