@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 
 #include "isa.hpp"
 #include "norm.hpp"
+#include "pool.hpp"
 #include "step.hpp"
 
 using namespace adamas;
@@ -187,6 +189,26 @@ int test_callers() {
   return 4;
 }
 
+// Calls in turn after which helpers sleep or stay awake, each with a plain array as its share's
+// memory: a helper that came too late, or stayed too long, would write into another call's.
+int test_helpers() {
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 2; ++caller)
+    callers.emplace_back([] {
+      for (int call = 0; call < 300; ++call) {
+        std::vector<int> done(64);
+        std::atomic<std::size_t> next{0};
+        const auto work = [&] {
+          for (std::size_t i; (i = next.fetch_add(1)) < done.size();) ++done[i];
+        };
+        run(3, work, call % 2 ? Then::sleep : Then::stay_awake);
+        check(done == std::vector<int>(64, 1), "each share once");
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  return 1;
+}
+
 int test_fork() {
   const std::vector<std::int64_t> sizes = {3000};
   Tensors plain(sizes, Dtype::float32), before(sizes, Dtype::float32);
@@ -265,8 +287,8 @@ int main(int argc, char** argv) {
     return 0;
   }
   // Apart, since neither the thread sanitizer nor qemu follows threads into a forked process.
-  const int passed = what == "fork"
-                         ? test_fork()
-                         : test_bits() + test_sums_and_measures() + test_sizes() + test_callers();
+  const int passed = what == "fork" ? test_fork()
+                                    : test_bits() + test_sums_and_measures() + test_sizes() +
+                                          test_callers() + test_helpers();
   std::printf("%d passed, 0 failed\n", passed);
 }
