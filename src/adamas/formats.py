@@ -104,8 +104,8 @@ class Codec(NamedTuple):
         code_v = np.where(positive, (level + (first + 1)).astype(np.int32), 0)
         frame = self._frame((low << 16) + (code_v - 1) * quantum)
         with np.errstate(all="ignore"):
-            u = _groups(m) * float_of(0x7F000000 - (frame & INFINITY))
-            u = np.where(frame & HALF, u * np.float32(2 / 3), u)
+            power = float_of(0x7F000000 - (frame & INFINITY))
+            u = _groups(m) * np.where(frame & HALF, power * np.float32(2 / 3), power)
             u = np.where(positive, u, np.float32(0))
             size = _bits(u) & 0x7FFFFFFF
             most = size.max(1, keepdims=True)

@@ -160,9 +160,9 @@ struct Codec {
     // 0xbf7fffff odd, that is (0xbf7fffff - stored) >> 1, for an even and for an odd number.
     float relative(float m, std::int32_t code) const {
       const std::uint32_t difference = twice - static_cast<std::uint32_t>(code) * step;
-      const float u = m * float_of(static_cast<std::int32_t>(difference >> 1) & infinity);
+      const float power = float_of(static_cast<std::int32_t>(difference >> 1) & infinity);
       // 0xbf7fffff ends in 23 ones with a zero before them: that bit is the stored number's.
-      return bits == 8 || difference & 0x800000 ? u : u * (2.0f / 3);
+      return m * (bits == 8 || difference & 0x800000 ? power : power * (2.0f / 3));
     }
 
     // What a word has of a code, but for what `join` adds.

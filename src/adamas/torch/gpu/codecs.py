@@ -131,10 +131,10 @@ def encode(
     code_v = ((b - low).to(tl.float32) * by_quantum + dither).to(tl.int32)
     # Of the value on the grid the bits, inverted: then a shift and a sum give the frame.
     grid = (quantum - 1 - low) - code_v * quantum
-    u = m * float_of(((grid >> 1) + 0x5FC00000) & _INFINITY)  # by the frame's power of two
+    by_frame = float_of(((grid >> 1) + 0x5FC00000) & _INFINITY)  # by its power of two
     if BITS == 4:
-        u = tl.where((grid & 0x800000) == 0, u, u * (2 / 3))
-    u = tl.where(positive, u, 0.0)
+        by_frame = tl.where((grid & 0x800000) == 0, by_frame, by_frame * (2 / 3))
+    u = tl.where(positive, m * by_frame, 0.0)
     most = tl.max(bits_of(u) & 0x7FFFFFFF, 1, keep_dims=True)
     poisoned = most > _LARGEST
     kept = (most >= _NEGLIGIBLE) & (most <= _LARGEST)
