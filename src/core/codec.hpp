@@ -11,6 +11,20 @@
 namespace adamas {
 namespace {
 
+// What is looked for in a group is first found of each lane, by the group's four elements in it,
+// and then of all lanes, for all groups of a block at once.
+constexpr int lanes = 16;
+
+// Not a loop, which clang would not unroll before it looks for vectors.
+template <class Use>
+__attribute__((always_inline)) inline void each_of(int lane, const Use& use) {
+  static_assert(group == 4 * lanes, "four elements in each");
+  use(lane);
+  use(lane + lanes);
+  use(lane + 2 * lanes);
+  use(lane + 3 * lanes);
+}
+
 // Of each of a block's groups the smallest and the largest v, by their bits, which the grids of its
 // codes go by.
 struct Spans {
@@ -115,6 +129,16 @@ struct Codec {
     }
   };
 
+  // The moments of a group.
+  __attribute__((always_inline)) static void decode(const Word* __restrict words,
+                                                    const Decoder& decoder, float* __restrict m,
+                                                    float* __restrict v) {
+    alignas(64) std::int32_t codes[group];
+    alignas(64) float of_m[group];
+    open(words, codes, of_m);
+    for (int j = 0; j < group; ++j) decoder(codes[j], of_m[j], m[j], v[j]);
+  }
+
   // Those of a block's groups, worked out side by side.
   class Decoders {
    public:
@@ -168,6 +192,25 @@ struct Codec {
     // What a word has of a code, but for what `join` adds.
     static std::int32_t part(std::int32_t code) { return bits == 8 ? code << 8 : 17 * code; }
   };
+
+  // Finds of v what words have of its codes, and of m what it is relative to its frame; of each
+  // lane the largest size of the latter.
+  __attribute__((always_inline)) static void quantize(const Grid& grid, const float* levels,
+                                                      float* __restrict u, float* __restrict parts,
+                                                      std::int32_t* __restrict sizes) {
+    ADAMAS_INDEPENDENT
+    for (int lane = 0; lane < lanes; ++lane) {
+      std::int32_t size = 0;
+      each_of(lane, [&](int j) __attribute__((always_inline)) {
+        const std::int32_t code = grid.code(bits_of(parts[j]), levels[j]);
+        const float relative = grid.relative(u[j], code);
+        parts[j] = float_of(grid.part(code));
+        u[j] = relative;
+        size = most(size, size_bits(relative));
+      });
+      sizes[lane] = size;
+    }
+  }
 
   // Those that the spans ask for. Writes the scales.
   static void find(const Spans& spans, int groups, Grids& grids, std::uint16_t* scales) {

@@ -4,24 +4,13 @@
 #pragma once
 
 #include "codec.hpp"
+#include "lookup.hpp"
 #include "stage.hpp"
 
 namespace adamas {
 namespace {
 
-// What is looked for in a group is first found of each lane, by the group's four elements in it,
-// and then of all lanes, for all groups of a block at once.
-constexpr int lanes = 16, block_lanes = most_groups * lanes;
-
-// Not a loop, which clang would not unroll before it looks for vectors.
-template <class Use>
-__attribute__((always_inline)) inline void each_of(int lane, const Use& use) {
-  static_assert(group == 4 * lanes, "four elements in each");
-  use(lane);
-  use(lane + lanes);
-  use(lane + 2 * lanes);
-  use(lane + 3 * lanes);
-}
+constexpr int block_lanes = most_groups * lanes;
 
 struct Least {
   template <class T>
@@ -168,17 +157,15 @@ class Coder {
     constexpr bool has_w = Has::rule == Rule::adam && Has::w;
     float* const w = has_w ? stage.w + begin : nullptr;
     float *const m = now.m + begin, *const v = now.v + begin;
-    alignas(64) std::int32_t codes[group];
-    alignas(64) float of_m[group];
-    Codec::open(static_cast<const Word*>(now.words) + begin, codes, of_m);
+    const Word* const words = static_cast<const Word*>(now.words) + begin;
+    Codec::decode(words, decode, m, v);
     ADAMAS_INDEPENDENT
     for (int lane = 0; lane < lanes; ++lane) {
       std::uint32_t low = 0xffffffff, high = 0;
       float least_square = 1;
       each_of(lane, [&](int j) __attribute__((always_inline)) {
         const float grad = g[j];
-        float none = 0, first, second;
-        decode(codes[j], of_m[j], first, second);
+        float none = 0, first = m[j], second = v[j];
         denominators[j] = adamas::average<Has>(p[j], grad, first, second, has_w ? w[j] : none, c);
         first = Has::m ? first : 0;
         second = Has::v ? second : first * first;
@@ -212,19 +199,8 @@ class Coder {
   __attribute__((always_inline)) void write_v(Flight& before, int i) {
     const typename Codec::Grid grid(before.grids, i);
     const float* const levels = before.levels + i * before.levels_stride;
-    float *const u = before.m + i * group, *const parts = before.v + i * group;
-    ADAMAS_INDEPENDENT
-    for (int lane = 0; lane < lanes; ++lane) {
-      std::int32_t size = 0;
-      each_of(lane, [&](int j) __attribute__((always_inline)) {
-        const std::int32_t code = grid.code(bits_of(parts[j]), levels[j]);
-        const float relative = grid.relative(u[j], code);
-        parts[j] = float_of(grid.part(code));
-        u[j] = relative;
-        size = most(size, size_bits(relative));
-      });
-      extremes_.sizes[i * lanes + lane] = size;
-    }
+    Codec::quantize(grid, levels, before.m + i * group, before.v + i * group,
+                    extremes_.sizes + i * lanes);
   }
 
   __attribute__((always_inline)) static void write_m(const Flight& first, int i) {
