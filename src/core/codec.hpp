@@ -7,6 +7,7 @@
 #pragma once
 
 #include "formats.hpp"
+#include "pairs.hpp"
 
 namespace adamas {
 namespace {
@@ -137,6 +138,24 @@ struct Codec {
     alignas(64) float of_m[group];
     open(words, codes, of_m);
     for (int j = 0; j < group; ++j) decoder(codes[j], of_m[j], m[j], v[j]);
+  }
+
+  // As `decode`, in pairs.
+  __attribute__((always_inline)) static void decode_pairs(const Word* __restrict words,
+                                                          const Decoder& decoder,
+                                                          float* __restrict m,
+                                                          float* __restrict v) {
+    static_assert(bits == 8, "two words to a number");
+    const auto use = [&](int j, std::uint32_t code, std::uint32_t level) {
+      const auto of_m = static_cast<float>(static_cast<std::int32_t>(level));
+      decoder(static_cast<std::int32_t>(code), of_m, m[j], v[j]);
+    };
+    ADAMAS_INDEPENDENT
+    for (int j = 0; j < pairs; ++j) {
+      const std::uint32_t two = reinterpret_cast<const Pair*>(words)[j];
+      use(j, two >> 8 & 0xff, two << 24);
+      use(j + pairs, two >> 24, two << 8 & 0xff000000);
+    }
   }
 
   // Those of a block's groups, worked out side by side.

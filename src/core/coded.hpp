@@ -87,7 +87,7 @@ struct Extremes {
 //
 // Of a rule that has only m, v is its square, and neither is what is read of it; of one that has
 // only v, m is zero.
-template <int bits, class Has>
+template <int bits, class Has, bool in_pairs>
 class Coder {
  public:
   using Codec = adamas::Codec<bits>;
@@ -106,7 +106,7 @@ class Coder {
       // What follows is compiled twice, for the usual case without a condition.
       const auto turn = [&](bool steps, bool has_v, bool has_m) __attribute__((always_inline)) {
         if (steps) ahead.fetch(i);
-        if (steps) stage.load(i * group);
+        if (steps) stage.template load<in_pairs>(i * group);
         if (steps) average(i, stage, now, decoders[i], c, denominators);
         if (has_m) write_m(first, i);
         if (has_v) write_v(before, i);
@@ -114,7 +114,7 @@ class Coder {
       };
       whole ? turn(true, true, true) : turn(i < groups, before.has_v(i), first.has_m(i));
     }
-    for (int i = 0; i < groups; ++i) stage.store(dithers, i * group);
+    stage.template store_all<in_pairs>(dithers, groups);
   }
 
   // Of the block that was stepped last, before it goes on.
@@ -158,7 +158,10 @@ class Coder {
     float* const w = has_w ? stage.w + begin : nullptr;
     float *const m = now.m + begin, *const v = now.v + begin;
     const Word* const words = static_cast<const Word*>(now.words) + begin;
-    Codec::decode(words, decode, m, v);
+    if constexpr (in_pairs)
+      Codec::decode_pairs(words, decode, m, v);
+    else
+      Codec::decode(words, decode, m, v);
     ADAMAS_INDEPENDENT
     for (int lane = 0; lane < lanes; ++lane) {
       std::uint32_t low = 0xffffffff, high = 0;
@@ -213,7 +216,10 @@ class Coder {
   }
 
   static void close(const std::int32_t* __restrict wide, Word* __restrict words) {
-    for (int j = 0; j < group; ++j) words[j] = static_cast<Word>(wide[j] ^ Codec::turned);
+    if constexpr (in_pairs)
+      close_pairs(wide, words, Codec::turned);
+    else
+      for (int j = 0; j < group; ++j) words[j] = static_cast<Word>(wide[j] ^ Codec::turned);
   }
 
   void prepare_v(Flight& now, const float* g, const Placed& dithers) {

@@ -104,6 +104,7 @@ void step_and_measure(Place<T> at, const Coefficients<T>& c, std::int64_t size, 
 // Averages in float32, or read into it.
 template <class Has>
 struct Uncoded {
+  static constexpr bool in_pairs = false;
   template <bool usual>
   void step(Stage& s, const Row&, int groups, const Placed& dithers, const Ahead& ahead,
             const Coefficients<float>& c) {
@@ -118,12 +119,13 @@ struct Uncoded {
   void drain() {}
 };
 
-template <int bits, class Has>
-struct Coded : Coder<bits, Has> {
+template <int bits, class Has, bool pairs = false>
+struct Coded : Coder<bits, Has, pairs> {
+  static constexpr bool in_pairs = pairs;
   template <bool usual>
   void step(Stage& s, const Row& part, int groups, const Placed& dithers, const Ahead& ahead,
             const Coefficients<float>& c) {
-    Coder<bits, Has>::template step<usual>(s, part, groups, dithers, ahead, c);
+    Coder<bits, Has, pairs>::template step<usual>(s, part, groups, dithers, ahead, c);
     s.m = this->stepped().m;
     s.v = this->stepped().v;
   }
@@ -136,7 +138,8 @@ void blocks(const Row& row, const double* coefficients, std::int64_t begin, std:
             Measures* found) {
   const auto c = rounded<float>(coefficients);
   const bool usual = is_usual<Has>(c);
-  const Dithers dithers(static_cast<std::uint32_t>(static_cast<std::int64_t>(coefficients[12])));
+  const auto number = static_cast<std::int64_t>(coefficients[12]);
+  const Dithers dithers(static_cast<std::uint32_t>(number), Way::in_pairs);
   Stage s;
   Way way;
   alignas(64) float before[block];
@@ -171,6 +174,12 @@ template <class Has>
 void blocks(const Row& row, const double* coefficients, std::int64_t begin, std::int64_t end,
             Measures* found) {
   if constexpr (Has::coded) {
+    // What is measured is measured in the elements' order, and so are averages beside the codec's.
+    // In pairs, each group begins at a multiple of 64 in the whole tensor.
+    const bool in_order = found || row.offset % group || row.run % group || row.stride % group;
+    if constexpr (!Has::w)
+      if (row.types.moments == Moments::int8 && !in_order && Stage::pairable(row.types))
+        return blocks<Has, Coded<8, Has, true>>(row, coefficients, begin, end, found);
     if (row.types.moments == Moments::int8)
       return blocks<Has, Coded<8, Has>>(row, coefficients, begin, end, found);
     if (row.types.moments == Moments::int4)
