@@ -56,6 +56,9 @@ GRADIENTS: dict[str, Gradients] = {
     "the first block": among((0.0,), slice(0, 16)),
 }
 SIZES = (BLOCK, 3 * BLOCK, 5 * BLOCK + 1, 4 * BLOCK + 15 * GROUP + 63, 6 * BLOCK - GROUP)
+WHOLE = (0, 1 << 62, 0)
+# Shards: from somewhere in the whole, in runs that blocks do not divide.
+PLACES = (WHOLE, (192, 1600, 2048), WHOLE, (100, 1 << 62, 0), (64, 1500, 2048))
 # Rule, options, parameter, gradient, master bits.
 KINDS: list[tuple[str, dict[str, Any], str, str, int | None]] = [
     ("adam", {"weight_decay": 0.01, "decoupled_weight_decay": True}, "float32", "float32", None),
@@ -64,6 +67,11 @@ KINDS: list[tuple[str, dict[str, Any], str, str, int | None]] = [
     ("adam", {}, "float16", "float32", 32),
     ("sgd", {"momentum": 0.9, "nesterov": True}, "float32", "float32", None),
     ("rmsprop", {"momentum": 0.5}, "bfloat16", "float32", 16),
+    ("adam", {"weight_decay": 0.1}, "bfloat16", "bfloat16", 32),
+    ("adam", {}, "bfloat16", "bfloat16", 24),
+    ("rmsprop", {}, "bfloat16", "bfloat16", 16),
+    ("adam", {}, "bfloat16", "bfloat16", 32),
+    ("adam", {}, "bfloat16", "bfloat16", 16),
 ]
 
 
@@ -84,7 +92,7 @@ def stepped(
     state: reference.State,
     hyper: Rule,
     types: int,
-) -> None:
+) -> np.ndarray | None:
     rows = native.table(1)
     rows[0, [native.PARAM, native.GRAD]] = param.ctypes.data, grad.ctypes.data
     for key in state.keys() - {"step"}:
@@ -95,6 +103,7 @@ def stepped(
     coefficients = np.array([hyper.coefficients(state["step"])])
     measures = np.zeros((1, native.MEASURES)) if measured else None
     native.step(rows, coefficients, 2, grain=0, isa=isa, measures=measures)
+    return measures
 
 
 @pytest.mark.parametrize("gradients", GRADIENTS.values(), ids=GRADIENTS)
@@ -105,9 +114,7 @@ def test_blocks_equal_the_specification(moments: str, gradients: Gradients) -> N
         beside = formats.master_beside(dtype, bits)
         types = native.types(dtype, grad_dtype, moments, beside, rule)
         size = SIZES[number % len(SIZES)]
-        # Shards: from somewhere in the whole, in runs that blocks do not divide.
-        place = (0, 1 << 62, 0) if number % 2 else (192, 1600, 2048)
-        offset, run, stride = place
+        offset, run, stride = place = PLACES[number % len(PLACES)]
         index = offset + np.arange(size) // run * stride + np.arange(size) % run
         random = np.random.default_rng(number)
         param = cast(plain(random, size, 0), dtype)
@@ -118,8 +125,24 @@ def test_blocks_equal_the_specification(moments: str, gradients: Gradients) -> N
             with np.errstate(all="ignore"):
                 param, state = reference.step(param, grad, state, hyper, index=index)
             for isa, (own, kept) in cores.items():
-                stepped(isa, step % 2 == 0, place, own, grad, kept, hyper, types)
+                stepped(isa, step % 2 == 1, place, own, grad, kept, hyper, types)
         for isa, (own, kept) in cores.items():
             assert told(own) == told(param), (rule, dtype, isa)
             for key, value in state.items():
                 assert told(kept[key]) == told(value), (rule, dtype, isa, key)
+
+
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("moments", ["int8", "int4", "bfloat16"])
+def test_a_block_is_measured_element_by_element(moments: str, isa: str) -> None:
+    hyper = HYPERS["adam"](lr=0.1)
+    beside = formats.master_beside("bfloat16", 24)
+    types = native.types("bfloat16", "bfloat16", moments, beside, "adam")
+    param = cast(np.ones(3 * BLOCK + 5, np.float32), "bfloat16")
+    grad = cast(np.arange(param.size, dtype=np.float32) % 2, "bfloat16")  # of every other one
+    state = reference.initial_state(param, hyper, moments, 24)
+    measures = stepped(isa, True, WHOLE, param, grad, state, hyper, types)
+    assert measures is not None
+    *_, largest, stalled = measures[0]
+    assert largest == pytest.approx(0.1, 1e-2)
+    assert stalled == 0
