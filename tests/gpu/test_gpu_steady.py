@@ -16,6 +16,7 @@ import pytest
 import torch
 from devices import give, needs_gpu, weights
 
+from adamas import native
 from adamas.torch import AdamW, gpu, step_in_backward
 from adamas.torch.gpu import kernels, prepare, sets, staging
 from adamas.torch.gpu.jit import Launcher
@@ -54,6 +55,15 @@ def done(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(Plan, "__init__", lambda _: "plan")
     count(Staging, "send", lambda _: "bytes", lambda array, _: array.nbytes)
     return found
+
+
+def test_a_look_asks_no_python(device: torch.device) -> None:
+    """Which takes ten microseconds a parameter: this torch is as the compiled watch needs it."""
+    params = weights(SHAPES, device)
+    optimizer = AdamW(params)
+    give(params, 0)
+    optimizer.step()
+    assert {type(table._watch) for table in optimizer._plan._tables} == {native.Watch}
 
 
 COSTS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {

@@ -62,7 +62,7 @@ _SHIM = (
 # and two that the shim lacks: c10::TensorImpl::grad, and torch::autograd::impl::bump_version.
 _GRAD = "_ZNK3c1010TensorImpl4gradEv"
 _BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
-_IMPL = 176  # bytes that a TensorImpl has at least
+_IMPLS = 176, 184, 192  # bytes that a TensorImpl has, from the newest version to the oldest
 
 
 @cache
@@ -80,9 +80,10 @@ def _exports() -> tuple[int | None, ...] | None:
     size = Tensor.__basicsize__
     fields = _words(id(one), one._cdata, size) & _words(id(other), other._cdata, size)
     storages = _words(one._cdata, one.untyped_storage()._cdata)
-    # In there, too, its dispatch keys.
-    keys = _words(one._cdata, keys_of(one).raw_repr())
-    keys &= _words(other._cdata, keys_of(other).raw_repr())
+    # In there, too, its dispatch keys: the last of its words, of which older versions have more.
+    both = [(tensor._cdata, keys_of(tensor).raw_repr()) for tensor in (one, other)]
+    found = (set.intersection(*(_words(*of, size) for of in both)) for size in _IMPLS)
+    keys = next(filter(None, found), set())
     otherwise = _keys("Python", "PythonTLSSnapshot", "Conjugate", "Negative")
     undefined = _grad_of(one, functions[-2])
     grad = one.grad = torch.ones(1)
@@ -93,7 +94,7 @@ def _exports() -> tuple[int | None, ...] | None:
     return min(fields), min(storages), min(keys), otherwise, undefined, *addresses
 
 
-def _words(address: int, value: int, size: int = _IMPL) -> set[int]:
+def _words(address: int, value: int, size: int = _IMPLS[0]) -> set[int]:
     """At which of the first words of an object there is a value, in bytes from its beginning."""
     word = ctypes.sizeof(ctypes.c_size_t)
     words = (ctypes.c_size_t * (size // word)).from_address(address)
