@@ -54,10 +54,12 @@ void take(Function*& function, nb::handle address) {
 }
 
 Torch torch_of(nb::tuple parts) {
-  Torch torch{nb::cast<std::ptrdiff_t>(parts[0]), nb::cast<std::ptrdiff_t>(parts[1]),
-              nb::cast<std::ptrdiff_t>(parts[2]), nb::cast<std::uint64_t>(parts[3]),
-              reinterpret_cast<const void*>(nb::cast<std::intptr_t>(parts[4]))};
-  take(torch.layout, parts[5]);
+  Torch torch{nb::cast<std::ptrdiff_t>(parts[0]),
+              nb::cast<std::ptrdiff_t>(parts[1]),
+              nb::cast<std::ptrdiff_t>(parts[2]),
+              nb::cast<std::uint64_t>(parts[3]),
+              nb::cast<std::uint64_t>(parts[4]),
+              reinterpret_cast<const void*>(nb::cast<std::intptr_t>(parts[5]))};
   take(torch.data_pointer, parts[6]);
   take(torch.dimensions, parts[7]);
   take(torch.sizes, parts[8]);
@@ -148,15 +150,16 @@ const void* Watch::tensor(nb::handle object) const {
 }
 
 Watch::Place Watch::place(const void* tensor) const {
-  std::int32_t layout = 0, dtype = 0, device_type = 0, device_index = 0;
+  std::int32_t dtype = 0, device_type = 0, device_index = 0;
   std::int64_t dimensions = 0, *sizes = nullptr, *strides = nullptr;
   void* address = nullptr;
   const char* keys = static_cast<const char*>(impl_of(tensor)) + torch_.keys;
-  // The keys before all, for a helper that asked Python would wait for the caller, and that for it.
-  if (*reinterpret_cast<const std::uint64_t*>(keys) & torch_.otherwise) return {0, nowhere, 0};
-  // The layout first: of one that has no strides, the shim would complain on the standard error.
-  if (torch_.layout(tensor, &layout) || layout || torch_.data_pointer(tensor, &address) ||
-      torch_.dimensions(tensor, &dimensions) || torch_.sizes(tensor, &sizes) ||
+  // The keys before all: a helper that asked Python would wait for the caller, and that for it; and
+  // of a tensor that has no strides, the shim would complain on the standard error.
+  const std::uint64_t told = *reinterpret_cast<const std::uint64_t*>(keys);
+  if (!(told & torch_.dense) || told & torch_.otherwise) return {0, nowhere, 0};
+  if (torch_.data_pointer(tensor, &address) || torch_.dimensions(tensor, &dimensions) ||
+      torch_.sizes(tensor, &sizes) ||
       torch_.strides(tensor, &strides) || torch_.dtype(tensor, &dtype) ||
       torch_.device_type(tensor, &device_type) || torch_.device_index(tensor, &device_index))
     return {0, nowhere, 0};

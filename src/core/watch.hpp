@@ -24,12 +24,11 @@ struct Torch {
   std::ptrdiff_t field;    // of a Python tensor, that is its at::Tensor,
   std::ptrdiff_t storage;  // and of a TensorImpl, that is the address of its memory's description
   std::ptrdiff_t keys;     // and that is its dispatch keys;
-  // of these, those of tensors whose memory does not hold what they are: classes that have Python
-  // say it, and lazily conjugated or negated ones, of which the shim does not tell;
-  std::uint64_t otherwise;
+  // of these, that of tensors that have strides, and those of tensors whose memory does not hold
+  // what they are: classes that have Python say it, zeros, and lazily conjugated or negated ones;
+  std::uint64_t dense, otherwise;
   const void* undefined;  // the TensorImpl of none
   // Of the C shim: 0 where they find an answer, which most do not of tensors without memory.
-  int (*layout)(const void* tensor, std::int32_t* answer);
   int (*data_pointer)(const void* tensor, void** answer);
   int (*dimensions)(const void* tensor, std::int64_t* answer);
   int (*sizes)(const void* tensor, std::int64_t** answer);

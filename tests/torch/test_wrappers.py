@@ -76,6 +76,22 @@ def test_moments() -> None:
     assert torch.equal(*params)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_gradient_of_zeros_that_has_no_memory(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(watch, "_exports", lambda: None)
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizers = [Adam([p], lr=0.1) for p in params]
+    lazy = torch._efficientzerotensor((3,))
+    for grads in ((torch.ones(3), torch.ones(3)), (lazy, torch.zeros(3))):
+        for p, optimizer, grad in zip(params, optimizers, grads, strict=True):
+            p.grad = grad
+            optimizer.step()
+    assert torch.equal(*params)
+
+
 def test_a_parameter_that_becomes_its_conjugate() -> None:
     p, twin = (nn.Parameter(torch.full((2,), 1 + 2j)) for _ in range(2))
     for one in (p, twin):

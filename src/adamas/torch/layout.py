@@ -37,7 +37,7 @@ def is_as_stored(tensor: Tensor) -> bool:
     """Whether a tensor is what its memory holds: no wrapper of others, or lazily another."""
     dispatch: object = type(tensor).__torch_dispatch__
     own = dispatch is Tensor.__torch_dispatch__
-    return own and not (tensor.is_conj() or tensor.is_neg())
+    return own and not (tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor())
 
 
 def lies_like(tensor: Tensor, other: Tensor) -> bool:

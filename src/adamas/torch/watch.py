@@ -50,7 +50,6 @@ def watch(params: list[Tensor], states: list[State], moments: list[tuple[str, ..
 # What the compiled watch asks: functions of torch's C shim, which stay as they are, in the order of
 # struct Torch in src/core/watch.hpp,
 _SHIM = (
-    "aoti_torch_get_layout",
     "aoti_torch_get_data_ptr",
     "aoti_torch_get_dim",
     "aoti_torch_get_sizes",
@@ -84,14 +83,15 @@ def _exports() -> tuple[int | None, ...] | None:
     both = [(tensor._cdata, keys_of(tensor).raw_repr()) for tensor in (one, other)]
     found = (set.intersection(*(_words(*of, size) for of in both)) for size in _IMPLS)
     keys = next(filter(None, found), set())
-    otherwise = _keys("Python", "PythonTLSSnapshot", "Conjugate", "Negative")
+    dense = _keys("Dense")
+    otherwise = _keys("Python", "PythonTLSSnapshot", "Conjugate", "Negative", "ZeroTensor")
     undefined = _grad_of(one, functions[-2])
     grad = one.grad = torch.ones(1)
     alone = len(fields) == len(keys) == 1
     if not alone or not storages or _grad_of(one, functions[-2]) != grad._cdata:
         return None
     addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
-    return min(fields), min(storages), min(keys), otherwise, undefined, *addresses
+    return min(fields), min(storages), min(keys), dense, otherwise, undefined, *addresses
 
 
 def _words(address: int, value: int, size: int = _IMPLS[0]) -> set[int]:
