@@ -114,6 +114,20 @@ struct Codec {
     }
   }
 
+  // As `open`, in pairs.
+  static void open_pairs(const Word* __restrict words, std::int32_t* __restrict codes,
+                         float* __restrict of_m) {
+    static_assert(bits == 8, "two words to a number");
+    ADAMAS_INDEPENDENT
+    for (int j = 0; j < pairs; ++j) {
+      const std::uint32_t two = reinterpret_cast<const Pair*>(words)[j];
+      codes[j] = static_cast<std::int32_t>(two >> 8 & 0xff);
+      codes[j + pairs] = static_cast<std::int32_t>(two >> 24);
+      of_m[j] = static_cast<float>(static_cast<std::int32_t>(two << 24));
+      of_m[j + pairs] = static_cast<float>(static_cast<std::int32_t>(two << 8 & 0xff000000));
+    }
+  }
+
   // Finds v and m of a code and a level.
   struct Decoder {
     std::int32_t step, below;
@@ -130,33 +144,21 @@ struct Codec {
     }
   };
 
-  // The moments of a group.
-  __attribute__((always_inline)) static void decode(const Word* __restrict words,
-                                                    const Decoder& decoder, float* __restrict m,
-                                                    float* __restrict v) {
+  // The moments of a group, as they are read.
+  template <bool in_pairs>
+  struct Opened {
     alignas(64) std::int32_t codes[group];
     alignas(64) float of_m[group];
-    open(words, codes, of_m);
-    for (int j = 0; j < group; ++j) decoder(codes[j], of_m[j], m[j], v[j]);
-  }
+    Decoder decoder;
 
-  // As `decode`, in pairs.
-  __attribute__((always_inline)) static void decode_pairs(const Word* __restrict words,
-                                                          const Decoder& decoder,
-                                                          float* __restrict m,
-                                                          float* __restrict v) {
-    static_assert(bits == 8, "two words to a number");
-    const auto use = [&](int j, std::uint32_t code, std::uint32_t level) {
-      const auto of_m = static_cast<float>(static_cast<std::int32_t>(level));
-      decoder(static_cast<std::int32_t>(code), of_m, m[j], v[j]);
-    };
-    ADAMAS_INDEPENDENT
-    for (int j = 0; j < pairs; ++j) {
-      const std::uint32_t two = reinterpret_cast<const Pair*>(words)[j];
-      use(j, two >> 8 & 0xff, two << 24);
-      use(j + pairs, two >> 24, two << 8 & 0xff000000);
+    Opened(const Word* words, const Decoder& of_group) : decoder(of_group) {
+      if constexpr (in_pairs)
+        open_pairs(words, codes, of_m);
+      else
+        open(words, codes, of_m);
     }
-  }
+    void operator()(int j, float& m, float& v) const { decoder(codes[j], of_m[j], m, v); }
+  };
 
   // Those of a block's groups, worked out side by side.
   class Decoders {

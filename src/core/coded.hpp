@@ -149,7 +149,7 @@ class Coder {
 
   // The averages of a group, and what its update is divided by.
   __attribute__((always_inline)) void average(int i, const Stage& stage, Flight& now,
-                                              const typename Codec::Decoder& decode,
+                                              const typename Codec::Decoder& decoder,
                                               const Coefficients<float>& c,
                                               float* __restrict denominators) {
     const int begin = i * group;
@@ -157,18 +157,16 @@ class Coder {
     constexpr bool has_w = Has::rule == Rule::adam && Has::w;
     float* const w = has_w ? stage.w + begin : nullptr;
     float *const m = now.m + begin, *const v = now.v + begin;
-    const Word* const words = static_cast<const Word*>(now.words) + begin;
-    if constexpr (in_pairs)
-      Codec::decode_pairs(words, decode, m, v);
-    else
-      Codec::decode(words, decode, m, v);
+    const typename Codec::template Opened<in_pairs> opened(
+        static_cast<const Word*>(now.words) + begin, decoder);
     ADAMAS_INDEPENDENT
     for (int lane = 0; lane < lanes; ++lane) {
       std::uint32_t low = 0xffffffff, high = 0;
       float least_square = 1;
       each_of(lane, [&](int j) __attribute__((always_inline)) {
         const float grad = g[j];
-        float none = 0, first = m[j], second = v[j];
+        float none = 0, first, second;
+        opened(j, first, second);
         denominators[j] = adamas::average<Has>(p[j], grad, first, second, has_w ? w[j] : none, c);
         first = Has::m ? first : 0;
         second = Has::v ? second : first * first;

@@ -30,28 +30,33 @@ inline void pick(const std::int32_t* at, Floats from, Floats beyond, float* to) 
 constexpr Ints numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 template <>
-inline void Codec<4>::decode(const Word* __restrict words, const Decoder& decoder,
-                             float* __restrict m, float* __restrict v) {
-  std::uint16_t code[group], level[group];
-  alignas(64) std::int32_t codes[group], levels[group];
-  for (int j = 0; j < group; ++j) {
-    const auto more = static_cast<std::uint16_t>(words[j] + 16);
-    code[j] = static_cast<std::uint16_t>(std::uint32_t{more} * 3856 >> 16);  // by 17
-    level[j] = static_cast<std::uint16_t>(more - 17 * code[j]);
+template <>
+struct Codec<4>::Opened<false> {
+  alignas(64) float first[group], second[group];
+
+  Opened(const Word* __restrict words, const Decoder& decoder) {
+    std::uint16_t code[group], level[group];
+    alignas(64) std::int32_t codes[group], levels[group];
+    for (int j = 0; j < group; ++j) {
+      const auto more = static_cast<std::uint16_t>(words[j] + 16);
+      code[j] = static_cast<std::uint16_t>(std::uint32_t{more} * 3856 >> 16);  // by 17
+      level[j] = static_cast<std::uint16_t>(more - 17 * code[j]);
+    }
+    for (int j = 0; j < group; ++j) {
+      codes[j] = code[j];
+      levels[j] = level[j];
+    }
+    const Ints stored = (numbers > 0) & (decoder.below + numbers * decoder.step);
+    const Ints frames = (numbers > 0) & ((stored >> 1) + 0x1fc00000) & (infinity | 0x400000);
+    const Floats below = {-128, -105, -84, -65, -48, -33, -20, -9, 0, 9, 20, 33, 48, 65, 84, 105};
+    alignas(64) float frame[group];
+    pick(codes, reinterpret_cast<Floats>(stored), second);
+    pick(codes, reinterpret_cast<Floats>(frames), frame);
+    pick(levels, below * decoder.unit, Floats{} + 128 * decoder.unit, first);
+    for (int j = 0; j < group; ++j) first[j] *= frame[j];
   }
-  for (int j = 0; j < group; ++j) {
-    codes[j] = code[j];
-    levels[j] = level[j];
-  }
-  const Ints stored = (numbers > 0) & (decoder.below + numbers * decoder.step);
-  const Ints frames = (numbers > 0) & ((stored >> 1) + 0x1fc00000) & (infinity | 0x400000);
-  const Floats below = {-128, -105, -84, -65, -48, -33, -20, -9, 0, 9, 20, 33, 48, 65, 84, 105};
-  alignas(64) float frame[group];
-  pick(codes, reinterpret_cast<Floats>(stored), v);
-  pick(codes, reinterpret_cast<Floats>(frames), frame);
-  pick(levels, below * decoder.unit, Floats{} + 128 * decoder.unit, m);
-  for (int j = 0; j < group; ++j) m[j] *= frame[j];
-}
+  void operator()(int j, float& m, float& v) const { m = first[j], v = second[j]; }
+};
 
 template <>
 inline void Codec<4>::quantize(const Grid& grid, const float* levels, float* __restrict u,
