@@ -1,9 +1,9 @@
-"""The global norm of gradients that the core reads, over all processes that hold them."""
+"""The global norm of gradients, over all devices and processes that hold them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +17,61 @@ from .plain import real
 from .sharding import Shards
 
 
+class Adder(Protocol):
+    """A device that holds gradients of a table, and adds them up where they are."""
+
+    def square_sum(self, rows: NDArray[np.bool_], unscale: float) -> tuple[float, float]:
+        """As ``native.square_sum`` of these rows."""
+
+    def gradients(self, rows: NDArray[np.bool_]) -> list[Tensor]:
+        """Those of these rows."""
+
+
 class Part(NamedTuple):
     """Gradients that are divided between the same processes."""
 
     shards: Shards | None
     rows: NDArray[np.int64]
+    """Those that the core reads,"""
+    elsewhere: Sequence[tuple[Adder, NDArray[np.bool_]]] = ()
+    """and those that devices do: the rows of their tables."""
+
+    def estimate(self, unscale: float) -> tuple[float, float]:
+        """The sum of the squares of this process's gradients, and what bounds its error."""
+        value, bound = native.square_sum(self.rows, unscale, torch.get_num_threads())
+        for adder, rows in self.elsewhere:
+            more, error = adder.square_sum(rows, unscale)
+            value, bound = value + more, bound + error + (value + more) * 2.0**-52
+        return value, bound
+
+    def digits(self, unscale: float) -> NDArray[np.int64]:
+        """The same exactly, see ``native.exact_square_sum``, of copies of what devices hold."""
+        grads = [grad for adder, rows in self.elsewhere for grad in adder.gradients(rows)]
+        rows, copies = rows_of(grads)
+        every = np.concatenate([self.rows, rows])
+        found: NDArray[np.int64] = native.exact_square_sum(every, unscale, torch.get_num_threads())
+        del copies  # whose addresses the rows had
+        return found
+
+
+def divided(
+    shards: Sequence[Shards | None],
+    read: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    elsewhere: Sequence[tuple[Adder, NDArray[np.int64]]],
+) -> list[Part]:
+    """Parts of gradients.
+
+    Args:
+        shards: between which processes each is divided.
+        read: rows that the core reads, and of each the part.
+        elsewhere: the same of those that devices hold.
+    """
+    parts = []
+    for i, processes in enumerate(shards):
+        rows = np.concatenate([rows[part_of == i] for rows, part_of in read])
+        away = [(adder, part_of == i) for adder, part_of in elsewhere if (part_of == i).any()]
+        parts.append(Part(processes, rows, away))
+    return parts
 
 
 def rows_of(grads: Sequence[Tensor]) -> tuple[NDArray[np.int64], list[Tensor]]:
@@ -40,21 +90,20 @@ def squared_norm(parts: Sequence[Part], unscale: float) -> float:
 
     Processes that share a part must all ask, with their parts in the same order.
     """
-    threads = torch.get_num_threads()
     total = error = 0.0
-    for shards, rows in parts:
-        value, bound = native.square_sum(rows, unscale, threads)
-        if shards:
-            part = torch.tensor([value, bound], dtype=torch.float64)
-            value, bound = shards.all_reduce(part).tolist()
-            bound += value * 2.0**-52 * shards.size  # of the addition over processes
+    for part in parts:
+        value, bound = part.estimate(unscale)
+        if part.shards:
+            both = torch.tensor([value, bound], dtype=torch.float64)
+            value, bound = part.shards.all_reduce(both).tolist()
+            bound += value * 2.0**-52 * part.shards.size  # of the addition over processes
         total, error = total + value, error + bound + value * 2.0**-52
     # Every process has the same figures here, so all of them go on or none.
     rounded = rounded_estimate(total, error)
     if rounded is not None:
         return rounded
     digits = []
-    for shards, rows in parts:
-        exact = torch.from_numpy(native.exact_square_sum(rows, unscale, threads))
-        digits.append(shards.all_reduce(exact) if shards else exact)
+    for part in parts:
+        exact = torch.from_numpy(part.digits(unscale))
+        digits.append(part.shards.all_reduce(exact) if part.shards else exact)
     return rounded_digits(torch.stack(digits).sum(0).numpy())

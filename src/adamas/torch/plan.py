@@ -19,7 +19,7 @@ from . import copied, cpu, gpu, plain
 from .gpu import Needs
 from .gpu.offload import Offload
 from .gpu.staging import is_capturing
-from .gradnorm import Part, rows_of, squared_norm
+from .gradnorm import divided, rows_of, squared_norm
 from .home import offloads
 from .hyperparameters import hyper_of, snapshot
 from .kinds import Kind, kept, kind_of, ordered
@@ -151,27 +151,24 @@ class Plan:
 
     def squared_norm(self, unscale: float) -> float:
         """The sum of the squares of all gradients of the last look; see ``adamas.norm``."""
-        rows: list[NDArray[np.int64]] = []
-        present: list[NDArray[np.bool_]] = []
-        copies: list[Tensor] = []
+        rows, copies = rows_of([grad for _, grad in self._grads])
+        fast = len(self._fast)
+        read = [(rows, self._part_of[[fast + i for i in self._with_grad]])]
+        elsewhere: list[tuple[Executor, NDArray[np.int64]]] = []
+        begin = 0
         for table in self._tables:
             there = table.steps >= 0
-            own, kept = table.rows, list[Tensor]()
-            if table in self._on_gpu or table in self._away:
-                own = native.table(len(table.rows))
-                grads = [table.read(i) for i in np.flatnonzero(there).tolist()]
-                own[there], kept = rows_of(grads)
-            rows, copies, present = [*rows, own], [*copies, *kept], [*present, there]
-        plain_rows, kept = rows_of([grad for _, grad in self._grads])
-        every = np.concatenate([*rows, plain_rows])
-        present_in = np.concatenate([*present, np.ones(len(plain_rows), np.bool_)])
-        fast = len(self._fast)
-        part_of = self._part_of[[*range(fast), *(fast + i for i in self._with_grad)]]
-        parts = [
-            Part(shards, every[present_in & (part_of == i)])
-            for i, shards in enumerate(self._shards)
-        ]
-        return squared_norm(parts, unscale)
+            part_of = self._part_of[begin : begin + len(there)]
+            begin += len(there)
+            if table in self._on_gpu:
+                elsewhere.append((self._on_gpu[table], part_of))
+            elif table in self._away:
+                rows, kept = rows_of([table.read(i) for i in np.flatnonzero(there).tolist()])
+                copies += kept
+                read.append((rows, part_of[there]))
+            else:
+                read.append((table.rows[there], part_of[there]))
+        return squared_norm(divided(self._shards, read, elsewhere), unscale)
 
     def finite(self, unscale: float) -> bool:
         """Whether all gradients of the last look are, unscaled; their squares may not be."""

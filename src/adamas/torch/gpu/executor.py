@@ -23,6 +23,7 @@ from . import Outcome, Request, sets
 from .guard import Guard
 from .launches import Launches, current
 from .staging import OUT_OF_PLACE, is_capturing
+from .sums import Sums
 
 _UNSCALE = Coefficients._fields.index("unscale")
 
@@ -44,6 +45,7 @@ class Executor:
         self._launches = Launches(table.rows, self.device)
         self._set_of = table.set_of
         self._guard: Guard | None = None
+        self._sums: Sums | None = None
         self.counts = False
 
     def prepare(self, coefficients: NDArray[np.float64]) -> None:
@@ -66,6 +68,27 @@ class Executor:
             native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         table.changed = False
         return list(found(entries, before, unscale))
+
+    def square_sum(self, rows: NDArray[np.bool_], unscale: float) -> tuple[float, float]:
+        """An estimate of the sum of the squares of the gradients of the last look, and its error.
+
+        It waits for the device.
+
+        Args:
+            rows: (tensors,) whose.
+            unscale: what they are multiplied with first.
+        """
+        table = self._table
+        self._sums = self._sums or Sums(self._launches)
+        with current(self.device):
+            if table.changed:  # and so it stays: which coefficients are whose comes later
+                self._launches.place()
+            return self._sums(rows, unscale)
+
+    def gradients(self, rows: NDArray[np.bool_]) -> list[Tensor]:
+        """Those of the last look that are there, as a step reads them."""
+        there = rows & (self._table.steps >= 0)
+        return [self._table.read(i) for i in np.flatnonzero(there).tolist()]
 
     def count(self) -> None:
         """From now on, the device counts the steps, for it may skip some."""

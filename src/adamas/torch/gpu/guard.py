@@ -37,9 +37,7 @@ class Guard:
         self._settings = torch.zeros(1, dtype=torch.float64, device=device)
         self._max_norm = 0.0
         self.skip = torch.zeros(1, dtype=torch.int32, device=device)
-        module = torch.get_device_module(device) if device.type == "cuda" else None
-        properties = module.get_device_properties(device) if module else None
-        self._multiprocessors = properties.multi_processor_count if properties else 128
+        self._multiprocessors = multiprocessors(device)
 
     def count(self, steps: Sequence[int | Tensor], set_of: NDArray[np.int64]) -> None:
         """Takes over the counts of steps, and of each row which set of hyperparameters it has."""
@@ -120,6 +118,14 @@ class Guard:
     def _here(self, tensor: Tensor | None) -> Tensor | None:
         """What a gradient scaler keeps where the loss is, which may be another device."""
         return None if tensor is None else tensor.to(self._device, non_blocking=True)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a device, or what many have where it does not say."""
+    if device.type != "cuda":
+        return 128
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 def _whole_of(steps: Sequence[int | Tensor]) -> Tensor | None:

@@ -108,6 +108,7 @@ class Launches:
     Attributes:
         device: the device; on it are
         chunks: (chunks, 16) int64, see ``kernels.step_chunk``,
+        of_row: (chunks,) the row of each, on the host,
         placed: (2, tensors) int64, see ``kernels.place_gradients``,
         coefficients: and (sets, 13) float64.
         aligned: whether all addresses are, so that a thread loads several elements at once.
@@ -120,6 +121,7 @@ class Launches:
         self._kinds = np.zeros((0, 0), np.int64)
         self.aligned = True
         self._launches: list[Launch] = []
+        self.of_row = np.zeros(0, np.int64)
         self._compiled: set[bool] = set()  # what they have been compiled for: usual steps, others
         self._step = Launcher(kernels.step_chunk)
         self._place = Launcher(kernels.place_gradients)
@@ -228,7 +230,7 @@ class Launches:
         chunks[:, kernels.GRAD_DTYPE.value] = types_of(rows)[of_row, 1]
         chunks[:, kernels.ROW.value] = of_row
         chunks[:, kernels.BEGIN.value] = begin
-        self.chunks = self.sent(chunks, self.chunks)
+        self.chunks, self.of_row = self.sent(chunks, self.chunks), of_row
         self._kinds = kinds
         self.aligned = bool(kinds[:, -1].all())
         self._launches = list(_launches(kinds[of_row], self.chunks, self._step))

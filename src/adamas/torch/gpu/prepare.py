@@ -20,8 +20,8 @@ from .squares import rounded_sum, sum_share, total
 
 MOST_PROGRAMS = 1024
 PARTIAL_COLUMNS = 3
-_WARPS = 4
-_PER_MULTIPROCESSOR = 4  # programs: enough loads under way to keep the memory busy
+WARPS = 4
+PER_MULTIPROCESSOR = 4  # programs: enough loads under way to keep the memory busy
 _ROWS = 128
 
 _SET_COLUMNS, _PARTIAL_COLUMNS = tl.constexpr(sets.COLUMNS), tl.constexpr(PARTIAL_COLUMNS)
@@ -99,12 +99,12 @@ def launch(
     measure = norm or skip_nonfinite
     chunks, rows = len(tensors.chunks), len(tensors.steps)
     work = max(chunks if measure else 0, -(-rows // _ROWS) if device_steps else 0)
-    programs = max(1, min(work, _PER_MULTIPROCESSOR * multiprocessors, MOST_PROGRAMS))
+    programs = max(1, min(work, PER_MULTIPROCESSOR * multiprocessors, MOST_PROGRAMS))
     scaler = (tensors.settings if t is None else t for t in (grad_scale, found_inf))
     arguments = *tensors, *scaler, chunks, len(tensors.coefficients)
     scaled = grad_scale is not None, found_inf is not None
     constants = measure, skip_nonfinite, *scaled, device_steps, alignment
-    launcher(programs, arguments, constants, num_warps=_WARPS)
+    launcher(programs, arguments, constants, num_warps=WARPS)
 
 
 @jit_with(
