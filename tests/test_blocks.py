@@ -56,9 +56,9 @@ GRADIENTS: dict[str, Gradients] = {
     "the first block": among((0.0,), slice(0, 16)),
 }
 SIZES = (BLOCK, 3 * BLOCK, 5 * BLOCK + 1, 4 * BLOCK + 15 * GROUP + 63, 6 * BLOCK - GROUP)
-WHOLE = (0, 1 << 62, 0)
+WHOLE = (0, native.LONGEST, 0)
 # Shards: from somewhere in the whole, in runs that blocks do not divide.
-PLACES = (WHOLE, (192, 1600, 2048), WHOLE, (100, 1 << 62, 0), (64, 1500, 2048))
+PLACES = ((192, 1600, 2048), (100, native.LONGEST, 0), (64, 1500, 2048))
 # Rule, options, parameter, gradient, master bits.
 KINDS: list[tuple[str, dict[str, Any], str, str, int | None]] = [
     ("adam", {"weight_decay": 0.01, "decoupled_weight_decay": True}, "float32", "float32", None),
@@ -72,6 +72,7 @@ KINDS: list[tuple[str, dict[str, Any], str, str, int | None]] = [
     ("rmsprop", {}, "bfloat16", "bfloat16", 16),
     ("adam", {}, "bfloat16", "bfloat16", 32),
     ("adam", {}, "bfloat16", "bfloat16", 16),
+    ("sgd", {"momentum": 0.9}, "bfloat16", "bfloat16", 24),
 ]
 
 
@@ -109,12 +110,15 @@ def stepped(
 @pytest.mark.parametrize("gradients", GRADIENTS.values(), ids=GRADIENTS)
 @pytest.mark.parametrize("moments", ["int8", "int4", "bfloat16"])
 def test_blocks_equal_the_specification(moments: str, gradients: Gradients) -> None:
-    for number, (rule, options, dtype, grad_dtype, bits) in enumerate(KINDS):
+    # Each kind in whole, and at one of the other places.
+    cases = [(*pair, WHOLE) for pair in enumerate(KINDS)]
+    cases += [(*pair, PLACES[pair[0] % len(PLACES)]) for pair in enumerate(KINDS)]
+    for number, (rule, options, dtype, grad_dtype, bits), place in cases:
         hyper = HYPERS[rule](**options)
         beside = formats.master_beside(dtype, bits)
         types = native.types(dtype, grad_dtype, moments, beside, rule)
         size = SIZES[number % len(SIZES)]
-        offset, run, stride = place = PLACES[number % len(PLACES)]
+        offset, run, stride = place
         index = offset + np.arange(size) // run * stride + np.arange(size) % run
         random = np.random.default_rng(number)
         param = cast(plain(random, size, 0), dtype)

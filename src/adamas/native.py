@@ -38,7 +38,7 @@ Watch = _core.Watch
 identical = _core.identical
 
 _MOST_THREADS = 1 << 10
-_LONGEST = (1 << 63) - 1
+LONGEST = 1 << 62  # elements in a run: of a whole tensor; a multiple of 64, as the core likes it
 
 
 def types(
@@ -65,7 +65,7 @@ def types(
 def table(tensors: int) -> NDArray[np.int64]:
     """Rows to fill in, of whole tensors: their elements' indices count from 0."""
     rows = np.zeros((tensors, COLUMNS), np.int64)
-    rows[:, RUN] = _LONGEST
+    rows[:, RUN] = LONGEST
     return rows
 
 

@@ -209,7 +209,7 @@ class Ahead {
   int wide_count_ = 0, half_count_ = 0, narrow_count_ = 0;
 };
 
-// The arrays of one block of a row after the other: of up to eight whole groups, and last the
+// The arrays of one block of a row after the other: of up to sixteen whole groups, and last the
 // elements of a group that is not whole, in copies that are filled up with zeros, which change no
 // scale.
 class Window {

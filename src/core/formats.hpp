@@ -56,11 +56,11 @@ inline bool is_nan(std::int32_t bits) { return (bits & 0x7fffffff) > infinity; }
 // group; a group that begins elsewhere than at a multiple of 64 begins elsewhere in them.
 class Dithers {
  public:
-  // In pairs, elements are in the order of pairs.hpp: of groups that begin at a multiple of 64.
-  Dithers(std::uint32_t step, bool pairs) : base_(step * by_step_second) {
+  // In pairs, elements are in the order of pairs.hpp, and groups begin at a multiple of 64.
+  Dithers(std::uint32_t step, bool in_pairs) : base_(step * by_step_second) {
     for (int j = 0; j < 2 * group; ++j) {
-      const auto index =
-          static_cast<std::uint32_t>(pairs ? j % (group / 2) * 2 + j / (group / 2) : j);
+      const int of_pair = j % (group / 2) * 2 + j % group / (group / 2);
+      const auto index = static_cast<std::uint32_t>(in_pairs ? of_pair : j);
       first_[j] = (index * (49u << 26) + step * by_step_first) >> 16;
       second_[j] = (index * (35u << 26) + base_) >> 16;
       rests_[j] = (second_[j] >> 8) + 0x8000;

@@ -119,13 +119,13 @@ struct Uncoded {
   void drain() {}
 };
 
-template <int bits, class Has, bool pairs = false>
-struct Coded : Coder<bits, Has, pairs> {
-  static constexpr bool in_pairs = pairs;
+template <int bits, class Has, bool paired = false>
+struct Coded : Coder<bits, Has, paired> {
+  static constexpr bool in_pairs = paired;
   template <bool usual>
   void step(Stage& s, const Row& part, int groups, const Placed& dithers, const Ahead& ahead,
             const Coefficients<float>& c) {
-    Coder<bits, Has, pairs>::template step<usual>(s, part, groups, dithers, ahead, c);
+    Coder<bits, Has, paired>::template step<usual>(s, part, groups, dithers, ahead, c);
     s.m = this->stepped().m;
     s.v = this->stepped().v;
   }

@@ -27,7 +27,7 @@ def index_in_whole(row: Any, k: Any) -> Any:
 def test_pieces_say_where_they_lie_in_the_whole(most: int, offset: int) -> None:
     """Runs of all lengths about those of groups and pieces, ends of rows everywhere."""
     row = np.zeros(native.COLUMNS, np.int64)
-    for run in [*range(1, 400), 1000, 1023, 1025, (1 << 63) - 1]:
+    for run in [*range(1, 400), 1000, 1023, 1025, native.LONGEST]:
         for size in (1, 63, 64, 65, 5 * most - 1, 5 * most, 5 * most + 1, 7001):
             row[[native.OFFSET, native.RUN, native.STRIDE]] = offset, run, min(run, 10**6) + 13
             end = 0
@@ -47,7 +47,7 @@ def test_pieces_say_where_they_lie_in_the_whole(most: int, offset: int) -> None:
 
 def test_long_runs_make_few_pieces() -> None:
     assert len(list(cuts(10**8, 10**7 + 1, 4 << 20))) < 40
-    assert len(list(cuts(10**8, (1 << 63) - 1, 4 << 20))) == 24
+    assert len(list(cuts(10**8, native.LONGEST, 4 << 20))) == 24
 
 
 class Late:

@@ -17,7 +17,6 @@ from .rows import bytes_of_groups
 # takes some 10 microseconds to begin, in which the bus moves as much.
 SMALL = 1 << 18
 _ALIGNMENT = 64  # bytes
-_ENDLESS = (1 << 63) - 1
 _SHORT = 3 * GROUP  # a run of which a cut may leave too little
 _STATE = slice(native.EXP_AVG, native.MASTER + 1)
 
@@ -121,7 +120,7 @@ def place(row: NDArray[np.int64], begin: int) -> tuple[int, int, int]:
         return first, run, stride
     left = run - within
     # The second run, if there is one, begins where the row's next one does.
-    return first, left, left + stride - run if run < _ENDLESS else 0
+    return first, left, left + stride - run if run < native.LONGEST else 0
 
 
 def _chunk(rows: NDArray[np.int64], widths: NDArray[np.int64], pieces: list[_Piece]) -> Chunk:
