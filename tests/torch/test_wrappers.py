@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -76,16 +76,32 @@ def test_moments() -> None:
     assert torch.equal(*params)
 
 
+LAZY: dict[str, Callable[[], Tensor]] = {
+    "zeros without memory": lambda: torch._efficientzerotensor((3,)),
+    "negated": lambda: torch.imag(torch.full((3,), 1 + 2j).conj()),
+    "wrapped": lambda: Wrapper(torch.ones(3)),
+}
+
+
 @pytest.mark.parametrize("compiled", [True, False])
-def test_a_gradient_of_zeros_that_has_no_memory(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5}, {"moments": "int8"}])
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("lazy", LAZY.values(), ids=LAZY)
+def test_gradients_that_are_not_what_their_memory_holds(
+    lazy: Callable[[], Tensor],
+    gaps: bool,
+    options: dict[str, Any],
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also beside parameters that the core does not take as they lie."""
     if not compiled:
         monkeypatch.setattr(watch, "_exports", lambda: None)
-    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
-    optimizers = [Adam([p], lr=0.1) for p in params]
-    lazy = torch._efficientzerotensor((3,))
-    for grads in ((torch.ones(3), torch.ones(3)), (lazy, torch.zeros(3))):
+    step = 2 if gaps else 1
+    params = [nn.Parameter(torch.ones(3 * step)[::step]) for _ in range(2)]
+    optimizers = [Adam([p], lr=0.1, **options) for p in params]
+    plain = torch.empty(3).copy_(lazy())
+    for grads in ((torch.ones(3), torch.ones(3)), (lazy(), plain)):
         for p, optimizer, grad in zip(params, optimizers, grads, strict=True):
             p.grad = grad
             optimizer.step()

@@ -34,7 +34,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_as_stored(tensor: Tensor) -> bool:
-    """Whether a tensor is what its memory holds: no wrapper of others, or lazily another."""
+    """Whether a tensor is what its memory holds: no wrapper, nor lazily another or zeros."""
     dispatch: object = type(tensor).__torch_dispatch__
     own = dispatch is Tensor.__torch_dispatch__
     return own and not (tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..equations import RULES
 from ..hyper import Coefficients, Hyper, RMSpropHyper, Rule, SGDHyper
+from .layout import is_as_stored
 from .recode import State
 
 
@@ -122,6 +123,8 @@ def _recorded(c: Coefficients, formulas: dict[str, Any], dtype: torch.dtype) -> 
 
 
 def real(tensor: Tensor) -> Tensor:
-    """A dense tensor of real numbers: pairs, where the tensor's are complex."""
+    """A dense tensor of real numbers, in its own memory: pairs, where the tensor's are complex."""
     dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+    if not is_as_stored(dense):  # which contiguous() may leave so
+        dense = torch.empty(dense.shape, dtype=dense.dtype, device=dense.device).copy_(dense)
+    return torch.view_as_real(dense) if dense.is_complex() else dense
