@@ -35,6 +35,7 @@ MEASURES = 7  # columns of what a step can be measured by; struct Measures there
 # What ``Watch.look`` answers, in bits; src/core/watch.hpp says what each means.
 MOVED, STRANGE, CHANGED, UNEVEN = 1, 2, 4, 8
 Watch = _core.Watch
+ArrayWatch = _core.ArrayWatch
 identical = _core.identical
 
 _MOST_THREADS = 1 << 10

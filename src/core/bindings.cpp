@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "arrays.hpp"
 #include "isa.hpp"
 #include "norm.hpp"
 #include "step.hpp"
@@ -20,6 +21,7 @@
 
 namespace nb = nanobind;
 using adamas::Matrix;
+using adamas::ArrayWatch;
 using adamas::Watch;
 
 static std::vector<std::string> isa_names() {
@@ -142,6 +144,10 @@ NB_MODULE(_core, module) {
   module.def("exact_square_sum", exact_square_sum, nb::arg("rows"), nb::arg("scale"),
              nb::arg("threads"), nb::arg("grain"));
   module.def("identical", identical, nb::arg("one"), nb::arg("other"));
+  nb::class_<ArrayWatch>(module, "ArrayWatch")
+      .def(nb::init<nb::list, nb::object>(), nb::arg("arrays"), nb::arg("type"))
+      .def("look", &ArrayWatch::look, nb::arg("grads"), nb::arg("rows"))
+      .def_static("fields", &ArrayWatch::fields, nb::arg("array"));
   nb::class_<Watch>(module, "Watch")
       .def(nb::init<nb::tuple, nb::list, nb::list, nb::list, nb::object>(), nb::arg("torch"),
            nb::arg("params"), nb::arg("states"), nb::arg("moments"), nb::arg("wrapper").none())
