@@ -20,6 +20,7 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
         "fsdp2_statistics",
         "fsdp2_memory",
         "a_norm_in_doubt",
+        "a_norm_in_doubt_for_one_process",
         "fsdp2_training",
         "fsdp2_in_backward",
         "tensor_parallel",

@@ -41,8 +41,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from adamas import norm
-from adamas.torch import SGD, Adam, AdamW, RMSprop, gpu, step_in_backward
+from adamas import native, norm
+from adamas.torch import SGD, Adam, AdamW, RMSprop, gpu, gradnorm, step_in_backward
 from adamas.torch.gpu import offload
 from adamas.torch.sharding import local, sharded_like
 
@@ -157,6 +157,27 @@ def a_norm_in_doubt() -> None:
     optimizer = Adam([p], max_grad_norm=math.inf)
     optimizer.step()
     assert optimizer.last_grad_norm == math.sqrt(norm.squared_norm([values.numpy()]))
+
+
+def a_norm_in_doubt_for_one_process() -> None:
+    """Beside a parameter that each has whole, and may have added up otherwise: all go on."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    p = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    p.grad = distribute_tensor(torch.full((4,), 2.0), mesh, [Shard(0)])
+    own = nn.Parameter(torch.ones(3))
+    own.grad = torch.full((3,), 4.0)
+    optimizer = Adam([p, own], max_grad_norm=math.inf)
+    estimate, exactly = gradnorm.rounded_estimate, native.exact_square_sum
+    passes = []
+    if dist.get_rank() == 0:
+        gradnorm.rounded_estimate = lambda value, error: None
+    native.exact_square_sum = lambda *given: passes.append(0) or exactly(*given)
+    try:
+        optimizer.step()
+    finally:
+        gradnorm.rounded_estimate, native.exact_square_sum = estimate, exactly
+    assert len(passes) == 2, "one for each part"
+    assert optimizer.last_grad_norm == 8.0
 
 
 def fsdp2_training() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -90,20 +91,34 @@ def squared_norm(parts: Sequence[Part], unscale: float) -> float:
 
     Processes that share a part must all ask, with their parts in the same order.
     """
-    total = error = 0.0
+    values, bounds = [], []
     for part in parts:
         value, bound = part.estimate(unscale)
         if part.shards:
-            both = torch.tensor([value, bound], dtype=torch.float64)
-            value, bound = part.shards.all_reduce(both).tolist()
-            bound += value * 2.0**-52 * part.shards.size  # of the addition over processes
-        total, error = total + value, error + bound + value * 2.0**-52
-    # Every process has the same figures here, so all of them go on or none.
-    rounded = rounded_estimate(total, error)
-    if rounded is not None:
+            every = part.shards.gather(torch.tensor([value, bound], dtype=torch.float64))
+            value, bound = map(_sum, every.T.tolist())
+            bound += value * 2.0**-53  # of its rounding
+        values.append(value)
+        bounds.append(bound)
+    total = _sum(values)
+    rounded = rounded_estimate(total, _sum(bounds) + total * 2.0**-52)
+    certain = torch.tensor(int(rounded is not None))
+    # Processes that share a part have the same figures of it, but not those of others, which each
+    # has found in its own way: if one of them is in doubt, all of them are.
+    for part in parts if len(parts) > 1 else []:
+        certain = part.shards.all_reduce(certain, least=True) if part.shards else certain
+    if rounded is not None and certain:
         return rounded
     digits = []
     for part in parts:
         exact = torch.from_numpy(part.digits(unscale))
         digits.append(part.shards.all_reduce(exact) if part.shards else exact)
     return rounded_digits(torch.stack(digits).sum(0).numpy())
+
+
+def _sum(values: Sequence[float]) -> float:
+    """Exact but for one rounding, whatever their order."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf

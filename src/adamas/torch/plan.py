@@ -151,6 +151,7 @@ class Plan:
 
     def squared_norm(self, unscale: float) -> float:
         """The sum of the squares of all gradients of the last look; see ``adamas.norm``."""
+        self._refuse_capture()
         rows, copies = rows_of([grad for _, grad in self._grads])
         fast = len(self._fast)
         read = [(rows, self._part_of[[fast + i for i in self._with_grad]])]

@@ -71,6 +71,15 @@ class Shards(NamedTuple):
             dist.all_reduce(device, op, group=self.mesh.get_group(dim))
         return tensor.copy_(device)
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """What each of these processes has of a small CPU tensor, one after the other."""
+        place = 0
+        for dim in self.dims:
+            place = place * self.mesh.size(dim) + self.mesh.get_local_rank(dim)
+        every = tensor.new_zeros(self.size, *tensor.shape)
+        every[place] = tensor
+        return self.all_reduce(every)  # each number beside zeros, so without rounding
+
     @property
     def size(self) -> int:
         """How many processes they are."""

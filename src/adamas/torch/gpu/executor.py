@@ -171,6 +171,7 @@ class Executor:
         """Goes on in memory of its own, for replays read what is in this, and write it."""
         table, guard = self._table, self._guarded()
         self._launches = Launches(table.rows, self.device)
+        self._sums = None
         self._guard = guard.after(self._launches)
         table.changed = True
 
