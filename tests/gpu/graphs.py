@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from adamas.torch import hyperparameters
+from adamas.torch import conditions, hyperparameters
 from adamas.torch.gpu import executor
 from adamas.torch.gpu import staging as of_staging
 from adamas.torch.gpu.jit import Launcher
@@ -38,7 +38,7 @@ def capture(work: Callable[[], Any], device: torch.device) -> Callable[[], None]
         done.append(partial(send, self, array.copy(), target))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (executor, of_staging):
+        for module in (conditions, executor, of_staging):
             patch.setattr(module, "is_capturing", lambda device: True)
         patch.setattr(Launcher, "__call__", record_launch)
         patch.setattr(Staging, "send", record_send)
@@ -57,11 +57,12 @@ def tensors_on_device(device: torch.device) -> Iterator[None]:
     original = hyperparameters.device_row
 
     def row(group: dict[str, Any], compute: str, device: torch.device) -> list[float]:
-        values = [group["lr"], *group["betas"]]
+        values = [group["lr"], *group.get("betas", (0.0, 0.0))]
         where = [v.data_ptr() if isinstance(v, torch.Tensor) else 0 for v in values]
         is_wide = [getattr(v, "dtype", None) == torch.float64 for v in values]
         numbers = [0.0 if at else v for v, at in zip(values, where, strict=True)]
-        found = original(group | {"lr": numbers[0], "betas": tuple(numbers[1:])}, compute, device)
+        betas = {"betas": tuple(numbers[1:])} if "betas" in group else {}
+        found = original(group | {"lr": numbers[0]} | betas, compute, device)
         whole = [*where, sum(wide << i for i, wide in enumerate(is_wide))]
         return [*found[:-4], *np.array(whole, np.int64).view(np.float64).tolist()]
 

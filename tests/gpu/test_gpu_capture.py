@@ -14,7 +14,7 @@ from devices import assert_equal, core, numbers, params_of, record, weights
 from graphs import capture, tensors_on_device
 from torch import Tensor, nn
 
-from adamas.torch import AdamW, plan
+from adamas.torch import SGD, AdamW, RMSprop, conditions, plan
 
 pytestmark = pytest.mark.gpu
 
@@ -29,15 +29,22 @@ class Twins:
         device: the device.
         shapes: of the parameters.
         dtypes: and theirs.
+        rule: the optimizers' class.
         **options: the optimizer's.
     """
 
-    def __init__(self, device: torch.device, dtypes: Any = torch.float32, **options: Any) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtypes: Any = torch.float32,
+        rule: type[Any] = AdamW,
+        **options: Any,
+    ) -> None:
         self.device, self.seed = device, 0
-        self.here = AdamW(weights(SHAPES, torch.device("cpu"), dtypes), **options)
+        self.here = rule(weights(SHAPES, torch.device("cpu"), dtypes), **options)
         for key, value in options.items():
             options[key] = value.to(device) if isinstance(value, Tensor) else value
-        self.there = AdamW(weights(SHAPES, device, dtypes), **options, capturable=True)
+        self.there = rule(weights(SHAPES, device, dtypes), **options, capturable=True)
 
     def give(self, *, moved: bool, scale: float = 1.0) -> None:
         """Both the same gradients, on the device in the same memory or elsewhere."""
@@ -68,6 +75,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "both": {"skip_nonfinite": True, "max_grad_norm": 1e-2, "dtypes": torch.bfloat16},
     "amsgrad": {"amsgrad": True, "maximize": True, "dtypes": torch.float64},
     "int8": {"moments": "int8", "dtypes": torch.bfloat16, "master_bits": 24},
+    "SGD": {"rule": SGD, "momentum": 0.9, "nesterov": True, "max_grad_norm": 1e-2},
+    "RMSprop": {"rule": RMSprop, "momentum": 0.5, "skip_nonfinite": True},
 }
 
 
@@ -76,7 +85,10 @@ RATES = [torch.tensor(0.1), torch.tensor([0.1], dtype=torch.float64)]
 
 @pytest.mark.parametrize(
     ("name", "lr"),
-    [*((name, 0.1) for name in OPTIONS), ("float32", RATES[0]), ("both", RATES[1])],
+    [
+        *((name, 0.1) for name in OPTIONS),
+        *(("float32", RATES[0]), ("both", RATES[1]), ("SGD", RATES[0])),
+    ],
 )
 def test_row_44_a_replay_is_an_eager_step(lr: Any, name: str, device: torch.device) -> None:
     """REGRESSIONS 44: replayed with other gradients, and another lr where a tensor holds it."""
@@ -239,6 +251,48 @@ def test_a_capture_that_has_to_build_says_so(device: torch.device) -> None:
     assert not any(p in optimizer.state for p in many)
     del optimizer.param_groups[1]
     assert_equal(record(optimizer), before, "afterwards")
+
+
+@pytest.mark.parametrize(("name", "value"), [("skipped_steps", 0), ("last_grad_norm", None)])
+def test_a_capture_that_would_repeat_a_reset_is_refused(
+    name: str, value: Any, device: torch.device
+) -> None:
+    """What was set since the last step is not on the device yet."""
+    twins = Twins(device, lr=0.1, skip_nonfinite=True)
+    for _ in range(WARM):
+        twins.eager(moved=False)
+    setattr(twins.there, name, value)
+    told = []
+
+    def step() -> None:
+        try:
+            twins.there.step()
+        except RuntimeError as error:
+            told.append(str(error))
+            raise
+
+    with pytest.raises(RuntimeError):
+        capture(step, device)
+    assert "make three steps" in told[0]
+
+
+def test_a_replay_tells_its_norm_where_only_lr_is_on_the_device(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ``capturable``, that the device's lr stands for."""
+    if device.type == "cpu":
+        monkeypatch.setattr(conditions, "on_device", lambda group: isinstance(group["lr"], Tensor))
+    with tensors_on_device(device):
+        twins = Twins(device, lr=torch.tensor(0.1), max_grad_norm=1e-2)
+        twins.there.param_groups[0]["capturable"] = False
+        for _ in range(WARM):
+            twins.eager(moved=False)
+        twins.give(moved=False)
+        replay = capture(twins.there.step, device)
+        for scale in (1.0, 3.0):
+            twins.give(moved=False, scale=scale)
+            replay()
+            twins.follow()
 
 
 @pytest.mark.parametrize("capturable", [False, True])

@@ -202,7 +202,7 @@ class Optimizer(torch.optim.Optimizer):
         """Steps what a plan has looked at; None where the step is to be skipped."""
         measure = self._history.measuring
         if request is not None and plan.alone and not skips(self):
-            outcome = outcome_on(self, plan.alone.device)
+            outcome = outcome_on(self, plan.alone.device, request.captures)
             found = plan.step_guarded(groups, request, outcome, measure)
             show(self, outcome)  # what a step that raises has found nobody sees
             return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..norm import clip_factor
 from .gpu import Outcome, Request
+from .gpu.staging import OUT_OF_PLACE, is_capturing
 from .hyperparameters import check_clipping, on_device
 from .plan import Plan
 
@@ -31,26 +32,39 @@ def request_of(optimizer: Optimizer) -> Request | None:
     return Request(_single(grad_scale), _single(found), max_norm, skip_nonfinite, captures)
 
 
-def outcome_on(optimizer: Optimizer, device: torch.device) -> Outcome:
+def outcome_on(optimizer: Optimizer, device: torch.device, captures: bool) -> Outcome:
     """Where the next step on a device tells what it finds out; what was known before stays.
 
     The optimizer shows it only once the step is on its way; see ``show``.
+
+    Args:
+        optimizer: that steps.
+        device: all of its parameters', where
+        captures: whether graphs may capture its steps.
+
+    Raises:
+        RuntimeError: what was known is not there yet, and a graph would bring it there each time.
     """
+    capturing = is_capturing(device)
     outcome = optimizer._outcome
     if outcome is None or outcome.results.device != device:
         results = torch.full((2,), math.nan, dtype=torch.float64, device=device)
         graphs = outcome.graphs if outcome else []
         outcome = Outcome(results, results, results.new_zeros((), dtype=torch.int64), graphs)
     if optimizer.skipped_steps is not outcome.skipped:
+        if capturing:
+            raise RuntimeError(OUT_OF_PLACE)
         outcome.skipped.fill_(optimizer.skipped_steps)
     if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
         if not isinstance(optimizer.last_grad_norm, Tensor):
+            if capturing:
+                raise RuntimeError(OUT_OF_PLACE)
             known = optimizer.last_grad_norm
             outcome.results.fill_(math.nan if known is None else known)
         # Another tensor for each step, as others may have kept those before; but replays write
         # to the one that they were captured with.
-        captures = any(group.get("capturable") for group in optimizer.param_groups)
-        own = outcome.results if captures else torch.empty_like(outcome.last)
+        fixed = captures or capturing or outcome.graphs
+        own = outcome.results if fixed else torch.empty_like(outcome.last)
         outcome = outcome._replace(results=own, last=outcome.results)
     return outcome
 

@@ -185,6 +185,7 @@ class SGD(Optimizer):
         foreach: accepted and ignored, as ``Adam``'s.
         differentiable: let autograd record the step, in plain torch operations.
         fused: accepted and ignored, as ``Adam``'s.
+        capturable: as ``Adam``'s; torch.optim.SGD, which counts no steps, has none.
         max_grad_norm: as ``Adam``'s, and so are all that follow,
         skip_nonfinite: this,
         moments: what the momentum is kept in: 4, 2, about 2.1 or about 1.1 bytes a parameter,
@@ -217,6 +218,7 @@ class SGD(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         moments: str = "float32",
@@ -234,6 +236,8 @@ class SGD(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        if capturable:  # which torch's groups have not
+            defaults["capturable"] = True
         super().__init__(
             params, defaults, max_grad_norm, skip_nonfinite, moments, master_bits, offload
         )
