@@ -223,8 +223,9 @@ def test_triton_is_missing_or_old(
     )
 
 
-def test_what_a_capture_of_a_large_table_sends_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few numbers, for which there is room in the buffers that were made for its addresses."""
+@pytest.mark.parametrize(("size", "steps"), [(10, 40), (1000, 8)])
+def test_what_captured_steps_send(size: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table's addresses and a few numbers each, which keep their places in pinned memory."""
     empty = torch.empty
     monkeypatch.setattr(
         torch, "empty", lambda *a, pin_memory=False, **options: empty(*a, **options)
@@ -233,7 +234,20 @@ def test_what_a_capture_of_a_large_table_sends_beside_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "get_device_module", lambda _: events)
     monkeypatch.setattr(staging, "is_capturing", lambda _: True)
     sender, device = Staging(), torch.device("meta")
-    sender.reserve(8192, device)
-    for size in (1, 1000, 14):
-        sender.send(np.zeros(size), torch.zeros(size, dtype=torch.float64, device=device))
-    assert len(sender._captured) == 3
+    sender.reserve(8 * size, device)
+    kept = []
+
+    def send(*numbers: int) -> None:
+        for n in numbers:
+            array = np.full(n, float(len(kept)))
+            sender.send(array, torch.zeros(n, dtype=torch.float64, device=device))
+            slot = sender._captured[-1]
+            begin = (slot.filled - 1) * slot._room
+            kept.append((array, slot._array[begin : begin + array.nbytes]))
+
+    for _ in range(steps):
+        send(1, size, 14)
+    for array, there in kept:
+        assert there.tobytes() == array.tobytes()
+    with pytest.raises(RuntimeError, match="make three steps"):
+        send(*[size] * steps)

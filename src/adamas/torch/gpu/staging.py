@@ -19,6 +19,7 @@ OUT_OF_PLACE = (
 # Arrays of so many bytes at most, as each step sends, go into one slot one after the other.
 _SMALL = 4096
 _SMALL_ONES = 16
+_FEW = 4  # such slots that captures find beside those of a large table
 
 
 class _Slot:
@@ -70,7 +71,8 @@ class Staging:
     def reserve(self, size: int, device: torch.device, count: int = 8) -> None:
         """Makes buffers of so many bytes for captures."""
         if device.type != "cpu":
-            self._spare = [_Slot(size, device) for _ in range(count)]
+            few = [_Slot(_SMALL, device) for _ in range(_FEW * (size > _SMALL))]
+            self._spare = [*few, *(_Slot(size, device) for _ in range(count))]
 
     def send(self, array: NDArray[Any], target: Tensor) -> None:
         """Copies an array to the device on its current stream, without waiting.
@@ -108,7 +110,8 @@ class Staging:
     def _of_capture(self, array: NDArray[Any]) -> _Slot:
         for slot in self._spare:
             if slot.has_room(array):  # those of large tables take the few numbers sent beside, too
-                self._spare.remove(slot)
+                if slot.filled == slot.places - 1:
+                    self._spare.remove(slot)
                 self._captured.append(slot)
                 return slot
         raise RuntimeError(OUT_OF_PLACE)
