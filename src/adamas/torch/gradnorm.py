@@ -102,12 +102,14 @@ def squared_norm(parts: Sequence[Part], unscale: float) -> float:
         bounds.append(bound)
     total = _sum(values)
     rounded = rounded_estimate(total, _sum(bounds) + total * 2.0**-52)
-    certain = torch.tensor(int(rounded is not None))
     # Processes that share a part have the same figures of it, but not those of others, which each
     # has found in its own way: if one of them is in doubt, all of them are.
-    for part in parts if len(parts) > 1 else []:
-        certain = part.shards.all_reduce(certain, least=True) if part.shards else certain
-    if rounded is not None and certain:
+    if len(parts) > 1 and any(part.shards for part in parts):
+        certain = torch.tensor(int(rounded is not None))
+        for shards in filter(None, (part.shards for part in parts)):
+            certain = shards.all_reduce(certain, least=True)
+        rounded = rounded if certain.item() else None
+    if rounded is not None:
         return rounded
     digits = []
     for part in parts:
