@@ -27,7 +27,7 @@ def made(dtype: str = "float32", **options: Any) -> Step:
 
 
 def takes(optimizer: adamas.Adam, grads: Any) -> bool:
-    """Whether the gradients are of those."""
+    """Steps by gradients that lie like their arrays; whether they do."""
     return optimizer._step_alike(grads)
 
 
@@ -49,11 +49,11 @@ def test_the_bits_are_those_of_others(dtype: str, form: Callable[[list[Any]], An
 
 
 def test_mappings_and_lone_arrays() -> None:
-    params = {"w": np.ones(3), "b": np.ones(2)}
-    grads = {"w": np.ones(3), "b": np.ones(2)}
+    params = {"w": np.ones(3), "b": np.ones(3)}
+    grads = {"w": np.ones(3), "b": -np.ones(3)}
     optimizer = adamas.Adam(params)
     assert takes(optimizer, grads)
-    assert not takes(optimizer, dict(reversed(grads.items())))
+    assert not takes(optimizer, dict(reversed(grads.items())))  # the same, in another order
     assert not takes(optimizer, {"w": grads["w"]})
     assert takes(adamas.Adam(np.ones(3)), np.ones(3))
 
@@ -79,7 +79,7 @@ def odd(array: np.ndarray) -> np.ndarray:
 
 OTHERS: dict[str, Callable[[np.ndarray], Any]] = {
     "missing": lambda grad: None,
-    "wide": lambda grad: grad.astype(np.float16),
+    "narrow": lambda grad: grad.astype(np.float16),
     "in another order": np.asfortranarray,
     "with gaps": lambda grad: np.repeat(grad, 2, 1)[:, ::2],
     "of a subclass": lambda grad: grad.view(type("Own", (np.ndarray,), {})),

@@ -159,9 +159,9 @@ Watch::Place Watch::place(const void* tensor) const {
   const std::uint64_t told = *reinterpret_cast<const std::uint64_t*>(keys);
   if (!(told & torch_.dense) || told & torch_.otherwise) return {0, nowhere, 0};
   if (torch_.data_pointer(tensor, &address) || torch_.dimensions(tensor, &dimensions) ||
-      torch_.sizes(tensor, &sizes) ||
-      torch_.strides(tensor, &strides) || torch_.dtype(tensor, &dtype) ||
-      torch_.device_type(tensor, &device_type) || torch_.device_index(tensor, &device_index))
+      torch_.sizes(tensor, &sizes) || torch_.strides(tensor, &strides) ||
+      torch_.dtype(tensor, &dtype) || torch_.device_type(tensor, &device_type) ||
+      torch_.device_index(tensor, &device_index))
     return {0, nowhere, 0};
   const std::int64_t device = (std::int64_t(device_type) << 16) + std::uint16_t(device_index);
   return {reinterpret_cast<std::intptr_t>(address), (device << 8) + dtype,

@@ -44,7 +44,7 @@ from torch.distributed.tensor.parallel import (
 from adamas import native, norm
 from adamas.torch import SGD, Adam, AdamW, RMSprop, gpu, gradnorm, step_in_backward
 from adamas.torch.gpu import offload
-from adamas.torch.sharding import local, sharded_like
+from adamas.torch.sharding import local, sharded_like, shards_of
 
 LONGEST = 240  # seconds until processes that wait for each other are killed
 OPTIONS: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True}
@@ -333,6 +333,13 @@ def two_dimensions() -> None:
     model = parallelize_module(Model(), mesh["tensor"], plan)
     fully_shard(model, mesh=mesh["data"])
     follow(model, Model(), max_grad_norm=0.7)
+    both = distribute_tensor(
+        torch.ones(4, 4), init_device_mesh("cpu", (2, 2)), [Shard(0), Shard(1)]
+    )
+    shards = shards_of(both)
+    assert shards
+    every = shards.gather(torch.tensor([dist.get_rank() + 0.1, 1.0], dtype=torch.float64))
+    assert every.tolist() == [[rank + 0.1, 1.0] for rank in range(4)], "each its own, unrounded"
 
 
 def ddp() -> None:

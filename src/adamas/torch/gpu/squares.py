@@ -18,11 +18,11 @@ _GRAD, _SIZE = tl.constexpr(native.GRAD), tl.constexpr(native.SIZE)
 
 _LANES = tl.constexpr(512)  # sums that a program keeps, each in two float64
 _ADDENDS = tl.constexpr(8)  # squares that are added up before such a sum gets them
-_ERROR = tl.constexpr(2.0**-50)  # bounds that of the estimate, relative to it: see rounded_sum()
+ERROR = tl.constexpr(2.0**-50)  # bounds that of the estimate, relative to it: see rounded_sum()
 
 _INFINITY = tl.constexpr(float("inf"))
 _LARGE, _LARGE_UNIT = tl.constexpr(2.0**900), tl.constexpr(2.0**64)
-_SMALL, _SMALL_BITS = tl.constexpr(2.0**-800), tl.constexpr(200)
+SMALL, _SMALL_BITS = tl.constexpr(2.0**-800), tl.constexpr(200)
 _SMALL_UNIT = tl.constexpr(2.0**-200)
 _CUT = tl.constexpr(1 << 21)  # bits that a float64 of 32 significant ones leaves zero
 _FRACTION = tl.constexpr((1 << 52) - 1)
@@ -224,9 +224,9 @@ def rounded_sum(
         high: the ``total`` of what all programs have found, in two float64,
         low: the second.
     """
-    small = high < _SMALL
+    small = high < SMALL
     up = tl.where(small, 1 / _SMALL_UNIT, 1.0)
-    error = high * up * _ERROR
+    error = high * up * ERROR
     lower = _round_bits(high * up + (low * up - error))
     upper = _round_bits(high * up + (low * up + error))
     if (lower != upper) & (high < _INFINITY):

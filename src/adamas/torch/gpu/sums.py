@@ -14,10 +14,7 @@ from .guard import multiprocessors
 from .jit import Launcher, jit_with
 from .launches import Launches
 from .prepare import MOST_PROGRAMS, PER_MULTIPROCESSOR, WARPS
-from .squares import sum_share
-
-_ERROR = 2.0**-50  # of a program's sum, relative to it: see squares.rounded_sum
-_SMALL = 2.0**-800  # below, some of the error is below the smallest number
+from .squares import ERROR, SMALL, sum_share
 
 
 class Sums:
@@ -74,7 +71,9 @@ def total(shares: NDArray[np.float64]) -> tuple[float, float]:
     if not math.isfinite(plain):
         return plain, 0.0
     value = math.fsum(shares.reshape(-1).tolist())
-    return value, value * _ERROR if value >= _SMALL or not value else math.inf
+    # Below SMALL, some of the error is below the smallest number.
+    known = value >= SMALL.value or not value
+    return value, value * ERROR.value if known else math.inf
 
 
 @jit_with(do_not_specialize=["n_chunks"])
