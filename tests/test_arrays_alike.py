@@ -116,6 +116,11 @@ def regrow(p: np.ndarray) -> None:
     p.resize((40, 40), refcheck=False)
 
 
+def shorten(p: np.ndarray) -> None:
+    """Whose strides stay."""
+    p.resize((2, 4), refcheck=False)
+
+
 def lock(p: np.ndarray) -> None:
     p.flags.writeable = False
 
@@ -123,6 +128,7 @@ def lock(p: np.ndarray) -> None:
 ERRORS: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
     "resized": (resize, "was resized"),
     "resized elsewhere": (regrow, "was resized"),
+    "shortened": (shorten, "was resized"),
     "read-only": (lock, "is read-only"),
 }
 
@@ -134,6 +140,17 @@ def test_arrays_that_have_changed(change: Callable[[np.ndarray], Any], message: 
     before = [p.copy() for p in params]
     grads[0] = np.zeros_like(params[0])
     with pytest.raises(ValueError, match=message):
+        optimizer.step(grads)
+    assert all(map(np.array_equal, params, before))
+
+
+def test_a_gradient_that_is_shorter() -> None:
+    """With its array's strides."""
+    optimizer, params, grads = made()
+    before = [p.copy() for p in params]
+    grads[0] = grads[0][:2].copy()
+    assert grads[0].strides == params[0].strides
+    with pytest.raises(ValueError, match="must have its array's shape"):
         optimizer.step(grads)
     assert all(map(np.array_equal, params, before))
 
