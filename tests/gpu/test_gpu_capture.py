@@ -253,6 +253,22 @@ def test_a_capture_that_has_to_build_says_so(device: torch.device) -> None:
     assert_equal(record(optimizer), before, "afterwards")
 
 
+def test_a_graph_that_counts_apart_is_told_of(device: torch.device) -> None:
+    """A parameter gets its first gradient between replays."""
+    *params, late = weights([*SHAPES, (5,)], device)
+    optimizer = AdamW([*params, late], capturable=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    for _ in range(WARM):
+        optimizer.step()
+    capture(optimizer.step, device)
+    optimizer.step()  # which counts where the graph does
+    late.grad = torch.ones_like(late)
+    with pytest.warns(UserWarning, match="Capture the step again"):
+        optimizer.step()
+    optimizer.step()  # told once
+
+
 @pytest.mark.parametrize(("name", "value"), [("skipped_steps", 0), ("last_grad_norm", None)])
 def test_a_capture_that_would_repeat_a_reset_is_refused(
     name: str, value: Any, device: torch.device

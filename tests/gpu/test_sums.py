@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from adamas import native
 from adamas.torch import AdamW, gradnorm
 from adamas.torch.gpu import launches
 from adamas.torch.gpu.executor import Executor
@@ -71,7 +72,7 @@ def test_the_sum_is_within_its_bound(
             scaled = grad.numpy().astype("float64" if dtype == "float64" else "float32")
             scaled = scaled * scaled.dtype.type(np.float32(unscale))
             exact += sum(map(Fraction, (scaled.astype("float64") ** 2).tolist()), Fraction(0))
-        value, bound = executor.square_sum(rows, float(np.float32(unscale)))
+        value, bound = executor.square_sum(rows, float(np.float32(unscale)))()
         assert abs(Fraction(value) - exact) <= Fraction(bound)
         assert bound <= value * 2.0**-50
 
@@ -142,6 +143,40 @@ def test_sharded_gradients_are_clipped_where_they_are(
 
     assert_same(scenario, device)
     assert bool(copied) == exactly
+
+
+def test_the_first_step_that_clips_compiles_nothing(device: torch.device, mesh: Any) -> None:
+    """Where the host tells the device to clip, all steps are compiled for it."""
+    param = nn.Parameter(
+        distribute_tensor(torch.ones(100, device=device), mesh(device), [Shard(0)])
+    )
+    optimizer = AdamW([param], max_grad_norm=1.0)
+    compiled = []
+    for size in (1e-3, 1.0):
+        param.grad = torch.full_like(param, size)
+        optimizer.step()
+        assert optimizer._plan
+        (executor,) = optimizer._plan._on_gpu.values()
+        compiled.append(executor._launches._compiled.copy())
+    assert compiled == [{False}, {False}]
+
+
+def test_all_devices_begin_before_one_is_waited_for() -> None:
+    told = []
+
+    class Device:
+        def square_sum(self, rows: Any, unscale: float) -> Any:
+            told.append("begun")
+            return lambda: told.append("waited") or (4.5, 0.0)
+
+        def gradients(self, rows: Any) -> list[torch.Tensor]:
+            raise AssertionError("the sum is exact")
+
+    nothing = native.table(0)
+    some = np.ones(1, np.bool_)
+    parts = [gradnorm.Part(None, nothing, [(Device(), some)] * 2)] * 2
+    assert gradnorm.squared_norm(parts, 1.0) == 18.0
+    assert told == ["begun"] * 4 + ["waited"] * 4
 
 
 def local(param: torch.Tensor) -> np.ndarray:

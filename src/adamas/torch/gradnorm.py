@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,8 +21,10 @@ from .sharding import Shards
 class Adder(Protocol):
     """A device that holds gradients of a table, and adds them up where they are."""
 
-    def square_sum(self, rows: NDArray[np.bool_], unscale: float) -> tuple[float, float]:
-        """As ``native.square_sum`` of these rows."""
+    def square_sum(
+        self, rows: NDArray[np.bool_], unscale: float
+    ) -> Callable[[], tuple[float, float]]:
+        """Begins what ``native.square_sum`` finds of these rows, and returns what waits for it."""
 
     def gradients(self, rows: NDArray[np.bool_]) -> list[Tensor]:
         """Those of these rows."""
@@ -37,11 +39,22 @@ class Part(NamedTuple):
     elsewhere: Sequence[tuple[Adder, NDArray[np.bool_]]] = ()
     """and those that devices do: the rows of their tables."""
 
-    def estimate(self, unscale: float) -> tuple[float, float]:
-        """The sum of the squares of this process's gradients, and what bounds its error."""
+    def begin(self, unscale: float) -> list[Callable[[], tuple[float, float]]]:
+        """Lets all devices add up theirs, each beside the others."""
+        return [adder.square_sum(rows, unscale) for adder, rows in self.elsewhere]
+
+    def estimate(
+        self, unscale: float, begun: Sequence[Callable[[], tuple[float, float]]]
+    ) -> tuple[float, float]:
+        """The sum of the squares of this process's gradients, and what bounds its error.
+
+        Args:
+            unscale: what the gradients are multiplied with first.
+            begun: what ``begin`` gave.
+        """
         value, bound = native.square_sum(self.rows, unscale, torch.get_num_threads())
-        for adder, rows in self.elsewhere:
-            more, error = adder.square_sum(rows, unscale)
+        for wait in begun:
+            more, error = wait()
             value, bound = value + more, bound + error + (value + more) * 2.0**-52
         return value, bound
 
@@ -92,8 +105,9 @@ def squared_norm(parts: Sequence[Part], unscale: float) -> float:
     Processes that share a part must all ask, with their parts in the same order.
     """
     values, bounds = [], []
-    for part in parts:
-        value, bound = part.estimate(unscale)
+    begun = [part.begin(unscale) for part in parts]
+    for part, waits in zip(parts, begun, strict=True):
+        value, bound = part.estimate(unscale, waits)
         if part.shards:
             every = part.shards.gather(torch.tensor([value, bound], dtype=torch.float64))
             value, bound = map(_sum, every.T.tolist())

@@ -85,7 +85,8 @@ class Plan:
                 on_it = [e for e, taken in zip(entries, takes, strict=True) if taken == place]
                 self._tables.append(Table(on_it, kinds))
         self._away = {table: Offload(table) for table in self._tables if _is_away(table)}
-        self._on_gpu = {table: _executor(table) for table in self._tables if _is_on_gpu(table)}
+        clips = needs.norms and not alone
+        self._on_gpu = {t: _executor(t, clips) for t in self._tables if _is_on_gpu(t)}
         self._fast = [entry for table in self._tables for entry in table.entries]
         # Each table has looked at its own; these may share memory with them, too.
         if self._plain:
@@ -380,10 +381,10 @@ def _is_on_gpu(table: Table) -> bool:
     return not _is_away(table) and gpu.takes(local(table.params[0]).device)
 
 
-def _executor(table: Table) -> Executor:
+def _executor(table: Table, clips: bool) -> Executor:
     from .gpu.executor import Executor  # with Triton, which takes long to import
 
-    return Executor(table)
+    return Executor(table, clips)
 
 
 def _recorded(group: dict[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from itertools import compress
 from typing import Any
 
@@ -26,6 +27,11 @@ from .staging import OUT_OF_PLACE, is_capturing
 from .sums import Sums
 
 _UNSCALE = Coefficients._fields.index("unscale")
+_APART = (
+    "since a graph was captured, this optimizer has got other parameters to step, and counts the "
+    "steps elsewhere: replays go on by counts of their own, and correct the bias by them. Capture "
+    "the step again"
+)
 
 
 class Executor:
@@ -33,16 +39,17 @@ class Executor:
 
     Args:
         table: the table.
+        clips: whether the host may tell it to clip.
 
     Attributes:
         device: the device.
         counts: whether the steps are counted on the device.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, clips: bool) -> None:
         self._table = table
         self.device = local(table.params[0]).device
-        self._launches = Launches(table.rows, self.device)
+        self._launches = Launches(table.rows, self.device, clips)
         self._set_of = table.set_of
         self._guard: Guard | None = None
         self._sums: Sums | None = None
@@ -69,14 +76,17 @@ class Executor:
         table.changed = False
         return list(found(entries, before, unscale))
 
-    def square_sum(self, rows: NDArray[np.bool_], unscale: float) -> tuple[float, float]:
-        """An estimate of the sum of the squares of the gradients of the last look, and its error.
-
-        It waits for the device.
+    def square_sum(
+        self, rows: NDArray[np.bool_], unscale: float
+    ) -> Callable[[], tuple[float, float]]:
+        """Begins to estimate the sum of the squares of the gradients of the last look.
 
         Args:
             rows: (tensors,) whose.
             unscale: what they are multiplied with first.
+
+        Returns:
+            What waits for the device, and gives the sum and its error.
         """
         table = self._table
         self._sums = self._sums or Sums(self._launches)
@@ -153,6 +163,8 @@ class Executor:
         if self._launches.captured and not capturing:
             self._leave_to_graph()
         launches, guard = self._launches, self._guarded()
+        if self.counts and table.changed and any(not guard.shares(g) for _, _, g in outcome.graphs):
+            warnings.warn(_APART, stacklevel=2)
         new_to_graphs = capturing and not launches.captured
         if table.changed or capturing:
             launches.place(table.steps >= 0, capturing)

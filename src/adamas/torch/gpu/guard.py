@@ -59,6 +59,10 @@ class Guard:
         launches.reserve(len(self._set_of))
         return guard
 
+    def shares(self, other: Guard) -> bool:
+        """Whether it counts where another one does."""
+        return self.steps.data_ptr() == other.steps.data_ptr()
+
     def run(
         self,
         request: Request,

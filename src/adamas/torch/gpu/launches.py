@@ -104,6 +104,8 @@ class Launches:
         rows: (tensors, 12), as the core's, with addresses of the device. It may change from step to
             step.
         device: the device.
+        clips: whether some steps may clip, while others need not: all are compiled alike then, so
+            that the first one that does need not wait for a compiler.
 
     Attributes:
         device: the device; on it are
@@ -115,8 +117,8 @@ class Launches:
         captured: whether a graph has been captured that steps these chunks.
     """
 
-    def __init__(self, rows: NDArray[np.int64], device: torch.device) -> None:
-        self._rows, self.device = rows, device
+    def __init__(self, rows: NDArray[np.int64], device: torch.device, clips: bool = False) -> None:
+        self._rows, self.device, self._clips = rows, device, clips
         self._placed = np.zeros((2, len(rows)), np.int64)
         self._kinds = np.zeros((0, 0), np.int64)
         self.aligned = True
@@ -152,7 +154,7 @@ class Launches:
             self.place()
         self.coefficients = self.sent(coefficients, self.coefficients)
         # There are mostly few sets: NumPy would take five times as long to compare them.
-        usual = all([_seldom(row) == _NOTHING for row in coefficients.tolist()])
+        usual = not self._clips and all([_seldom(row) == _NOTHING for row in coefficients.tolist()])
         self.compile(usual)
         return usual
 

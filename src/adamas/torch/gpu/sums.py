@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -30,23 +31,28 @@ class Sums:
         self._chosen: dict[bytes, Tensor] = {}
         self._of_row = launches.of_row
 
-    def __call__(self, rows: NDArray[np.bool_], unscale: float) -> tuple[float, float]:
-        """The sum, and what bounds its error; see ``native.square_sum``. It waits for the device.
+    def __call__(
+        self, rows: NDArray[np.bool_], unscale: float
+    ) -> Callable[[], tuple[float, float]]:
+        """Begins to find the sum, and what bounds its error; see ``native.square_sum``.
 
         Args:
             rows: (tensors,) which. Those without a gradient add nothing.
             unscale: what the gradients are multiplied with first.
+
+        Returns:
+            What waits for the device, and gives both.
         """
         launches = self._launches
         chunks = launches.chunks if rows.all() else launches.chunks[self._of(rows)]
         if not len(chunks):
-            return 0.0, 0.0
+            return lambda: (0.0, 0.0)
         shares = torch.zeros((self._programs, 2), dtype=torch.float64, device=launches.device)
         factor = torch.full((1,), unscale, dtype=torch.float32, device=launches.device)
         programs = min(len(chunks), self._programs)
         arguments = chunks, factor, shares, len(chunks)
         self._add(programs, arguments, (16 if launches.aligned else 1,), num_warps=WARPS)
-        return total(shares.cpu().numpy())
+        return lambda: total(shares.cpu().numpy())
 
     def _of(self, rows: NDArray[np.bool_]) -> Tensor:
         """The numbers of their chunks, on the device."""
