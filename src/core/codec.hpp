@@ -26,14 +26,16 @@ __attribute__((always_inline)) inline void each_of(int lane, const Use& use) {
   use(lane + 3 * lanes);
 }
 
+// Whether of such v some is zero or beyond what a codec keeps, or some gradient's square is zero.
+inline bool is_special(std::uint32_t lowest, std::uint32_t highest) {
+  return lowest == 0 || highest > largest_bits;
+}
+
 // Of each of a block's groups the smallest and the largest v, by their bits, which the grids of its
 // codes go by.
 struct Spans {
   alignas(64) std::uint32_t lowest[most_groups];  // 0 where some gradient is zero
   alignas(64) std::uint32_t highest[most_groups];
-
-  // Whether some v is zero or beyond what a codec keeps, or some gradient's square is zero.
-  bool special(int i) const { return (lowest[i] == 0) | (highest[i] > largest_bits); }
 };
 
 // What makes a group special, and its span: of what a codec keeps, without zeros.

@@ -230,8 +230,12 @@ class Coder {
       now.zeros[i] = false;
       now.usual_v[i] = true;
     }
-    unsigned special = 0;
-    for (int i = 0; i < most_groups; ++i) special |= spans.special(i);
+    std::uint32_t lowest = 0xffffffff, highest = 0;
+    for (int i = 0; i < most_groups; ++i) {
+      lowest = least(lowest, spans.lowest[i]);
+      highest = most(highest, spans.highest[i]);
+    }
+    const bool special = is_special(lowest, highest);
     now.all_v = !special;
     if (special) find_special(now, g, dithers, spans);
     Codec::find(spans, now.groups, now.grids, now.scales);
@@ -242,7 +246,7 @@ class Coder {
 
   static void find_special(Flight& now, const float* g, const Placed& dithers, Spans& spans) {
     for (int i = 0; i < now.groups; ++i) {
-      if (!spans.special(i)) continue;
+      if (!is_special(spans.lowest[i], spans.highest[i])) continue;
       const Kept kept(now.v + i * group, g + i * group);
       spans.lowest[i] = kept.lowest;
       spans.highest[i] = kept.highest;
