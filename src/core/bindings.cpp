@@ -132,6 +132,8 @@ static bool identical(nb::handle one, nb::list other) {
 }
 
 NB_MODULE(_core, module) {
+  // Hooks of autograd hold optimizers in cycles that Python does not see, up to its end.
+  nb::set_leak_warnings(false);
   module.def("isas", isa_names);
   module.def("environment", &std::getenv, nb::arg("name"));  // os.environ takes 1 us to ask
   module.def("step", step, nb::arg("rows"), nb::arg("coefficients"), nb::arg("threads"),

@@ -351,3 +351,29 @@ def test_a_partial_load_by_position() -> None:
     stray = of("abc").state_dict()
     stray["state"][9] = stray["state"][0]
     assert optimizer.load_state_dict(stray, strict=False).extra == ["state 9"]
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 2), ()], ids=str)
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16", "int8", "int4"])
+def test_complex_parameters_of_every_format(
+    moments: str, amsgrad: bool, shape: tuple[int, ...]
+) -> None:
+    """Formats below float32 keep pairs of real numbers: the target says that they are complex."""
+    param = nn.Parameter(torch.ones(shape, dtype=torch.complex64))
+    ours = Adam([param], moments=moments, amsgrad=amsgrad)
+    for i in range(3):
+        param.grad = torch.full_like(param, 0.5 + i * 1j)
+        ours.step()
+    full = Adam([param], amsgrad=amsgrad)
+    full.load_state_dict(ours.state_dict())
+    targets: list[Any] = [ours, [param]]
+    if amsgrad or moments == "float32":  # which show it
+        targets.append(None)
+    for target in targets:
+        result, _ = convert_state_dict(ours.state_dict(), target)
+        theirs = torch.optim.Adam([param], amsgrad=amsgrad)
+        theirs.load_state_dict(copy.deepcopy(result))
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(theirs.state[param][key], full.state[param][key])
+        theirs.step()

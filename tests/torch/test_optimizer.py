@@ -8,6 +8,8 @@ import io
 import math
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -727,3 +729,36 @@ def test_a_gradient_in_the_way_after_a_step_that_was_refused() -> None:
         optimizer.step()
         ends.append(p.detach())
     assert torch.equal(*ends)
+
+
+def test_a_lazy_module() -> None:
+    """Its parameters have no shape yet."""
+    model = nn.Sequential(nn.LazyLinear(4))
+    optimizer = AdamW(model.parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    assert optimizer.state[model[0].weight]["exp_avg"].shape == (4, 3)
+
+
+def test_a_checkpoint_has_its_steps_wherever_tensors_are_made() -> None:
+    param = nn.Parameter(torch.ones(2))
+    optimizer = AdamW([param])
+    param.grad = torch.ones(2)
+    optimizer.step()
+    with torch.device("meta"):
+        saved = optimizer.state_dict()
+    assert saved["state"][0]["step"].item() == 1
+
+
+def test_an_optimizer_that_its_hook_holds_at_the_end_is_no_leak() -> None:
+    """As torch's tutorial has one for each parameter; autograd's cycles nobody collects."""
+    code = """
+import torch
+from adamas.torch import Adam
+param = torch.nn.Parameter(torch.ones(3))
+optimizer = Adam([param])
+param.register_post_accumulate_grad_hook(lambda p: optimizer.step())
+param.sum().backward()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from adamas import formats
-from adamas.torch import Adam, AdamW
+from adamas.torch import Adam, AdamW, convert_state_dict
 
 
 def grads(params: list[nn.Parameter], value: float = 1.0) -> None:
@@ -268,6 +268,31 @@ def test_row_40_states_are_matched_by_name() -> None:
     stranger = Adam([("a", named["a"]), ("b", named["b"]), ("d", named["c"])])
     with pytest.raises(ValueError, match=r"lacks \['d'\] and has \['c'\]"):
         stranger.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("converted", [False, True], ids=["loaded", "converted"])
+def test_row_40_options_go_where_the_names_do(converted: bool) -> None:
+    """To the group that has most of a saved one's parameters, wherever it stands."""
+    named = {name: nn.Parameter(torch.full((2,), float(i))) for i, name in enumerate("abcdef")}
+
+    def groups(*members: str) -> list[dict[str, Any]]:
+        return [{"params": [(name, named[name]) for name in of]} for of in members]
+
+    source = AdamW(groups("ab", "cd", "ef"), weight_decay=0.0)
+    for group, decay in zip(source.param_groups, (0.1, 0.2, 0.3), strict=True):
+        group["weight_decay"] = decay
+    grads(list(named.values()))
+    source.step()
+    for members, expected in {
+        ("ef", "ab", "cd"): [0.3, 0.1, 0.2],
+        ("fe", "cd", "ba"): [0.3, 0.2, 0.1],
+        ("ac", "db", "ef"): [0.1, 0.2, 0.3],  # among equals, that of its place
+    }.items():
+        target = AdamW(groups(*members))
+        saved = source.state_dict()
+        saved = convert_state_dict(saved, target).state_dict if converted else saved
+        target.load_state_dict(saved)
+        assert [group["weight_decay"] for group in target.param_groups] == expected
 
 
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["equal", "equal but for a wrapper"])

@@ -27,6 +27,11 @@ from otherrules import (
     tensors,
 )
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from adamas import formats
 from adamas.torch import (
@@ -246,3 +251,21 @@ def test_rmsprop_takes_up_momentum_and_not_a_center() -> None:
     assert all(
         torch.equal(a["param"], b["param"]) for a, b in zip(before, tensors(optimizer), strict=True)
     )
+
+
+@pytest.mark.parametrize("flattened", [False, True])
+def test_a_distributed_state_dictionary_of_torchs(flattened: bool) -> None:
+    """In which SGD has no step; flattened, an empty one."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flattened)
+    model = nn.Linear(3, 3)
+    theirs = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 3)).sum().backward()
+    theirs.step()
+    theirs.zero_grad()
+    saved = get_optimizer_state_dict(model, theirs, options=options)
+    twin = copy.deepcopy(model)
+    ours = SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    set_optimizer_state_dict(twin, ours, saved, options=options)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert ours.state[q]["step"] == 1
+        assert torch.equal(ours.state[q]["momentum_buffer"], theirs.state[p]["momentum_buffer"])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import faulthandler
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
-from adamas.torch import Adam, watch
+from adamas.torch import SGD, Adam, AdamW, RMSprop, watch
 
 
 class Wrapper(Tensor):
@@ -119,3 +122,60 @@ def test_a_parameter_that_becomes_its_conjugate() -> None:
     for optimizer in (ours, other):
         optimizer.step()
     assert torch.equal(p.detach().resolve_conj(), twin.detach())
+
+
+RULES: list[tuple[type[Any], dict[str, Any]]] = [
+    (Adam, {}),
+    (AdamW, {"amsgrad": True}),
+    (SGD, {}),
+    (SGD, {"momentum": 0.9}),
+    (RMSprop, {"momentum": 0.9, "centered": True}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_parameters(rule: type[Any], options: dict[str, Any], dtype: torch.dtype) -> None:
+    """Wrappers all through: what operations on them give, and so their states, are wrappers too."""
+    ones = torch.ones(3, dtype=dtype)
+    wrapped, plain = nn.Parameter(TwoTensor(ones.clone(), ones.clone())), nn.Parameter(ones.clone())
+    optimizers = [rule([p], lr=0.1, **options) for p in (wrapped, plain)]
+    for step in range(3):
+        plain.grad = torch.tensor([1.0, -2.0, step], dtype=dtype)
+        wrapped.grad = TwoTensor(plain.grad.clone(), plain.grad.clone())
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(wrapped.data.a, plain.data)
+    assert torch.equal(wrapped.data.b, plain.data)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize(("rule", "options"), [*RULES, (AdamW, {"moments": "bfloat16"})])
+def test_fake_parameters(rule: type[Any], options: dict[str, Any], dtype: torch.dtype) -> None:
+    """With which memory is planned: they get the states of real ones."""
+    if dtype == torch.float64 and "moments" in options:
+        pytest.skip("float64 parameters have moments in float64")
+    states = []
+    for mode in (FakeTensorMode(), nullcontext()):
+        with mode:
+            param = nn.Parameter(torch.ones(70, dtype=dtype))
+            optimizer = rule([param], **options)
+            for _ in range(2):
+                param.grad = torch.ones(70, dtype=dtype)
+                optimizer.step()
+        states.append({k: getattr(v, "shape", v) for k, v in optimizer.state[param].items()})
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_without_data(dtype: torch.dtype, moments: str) -> None:
+    param = nn.Parameter(torch.ones(70, dtype=dtype, device="meta"))
+    optimizer = AdamW([param], moments=moments)
+    for _ in range(2):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    state = optimizer.state[param]
+    assert state["step"] == 2
+    assert all(value.is_meta for key, value in state.items() if key != "step")

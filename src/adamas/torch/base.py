@@ -7,6 +7,7 @@ from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import optimizer as _torch
 
 from ..hyper import Rule
@@ -96,7 +97,8 @@ class Optimizer(torch.optim.Optimizer):
             check_clipping([group], self.max_grad_norm)
             for param in group["params"]:
                 check_trainable(param)
-                kept(param, kind)
+                if not is_lazy(param):  # a lazy module's gets its shape in the first forward
+                    kept(param, kind)
         except Exception:
             del self.param_groups[groups:]
             raise

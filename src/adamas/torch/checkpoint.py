@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,7 +80,7 @@ def pack_state(state: State) -> State:
         # To torch's SGD, a momentum that is there has begun.
         state = {key: value for key, value in state.items() if key != "momentum_buffer"}
     dtype = torch.float32 if step <= 1 << 24 else torch.float64
-    return state | {"step": torch.tensor(step, dtype=dtype)}
+    return state | {"step": torch.tensor(step, dtype=dtype, device="cpu")}
 
 
 class Match(NamedTuple):
@@ -127,10 +128,10 @@ def unpack(
     if len(groups) == len(saved_groups):
         new_groups = [
             optimizer.complete_group(
-                deepcopy({k: v for k, v in saved.items() if k not in _APART})
+                deepcopy({k: v for k, v in saved_groups[i].items() if k not in _APART})
                 | {k: group[k] for k in _APART if k in group}
             )
-            for saved, group in zip(saved_groups, groups, strict=True)
+            for i, group in zip(_origins(saved_groups, groups), groups, strict=True)
         ]
     pairs, match = _matches(saved_groups, new_groups, strict)
     states: dict[Any, State] = {}
@@ -213,6 +214,29 @@ def _check_sizes(saved_groups: list[Any], groups: list[dict[str, Any]]) -> None:
             f"optimizer's group: {saved_sizes} parameters in its groups, {sizes} here; "
             "strict=False loads what matches"
         )
+
+
+def origin(numbers: Iterable[int], place: int) -> int:
+    """Of the saved groups that a group's parameters were in, the one whose options it takes.
+
+    It is the one that most of them were in, among equals that of the group's own place.
+    """
+    counts = Counter(numbers)
+    return max(counts, key=lambda n: (counts[n], n == place, -n), default=place)
+
+
+def _origins(saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]) -> list[int]:
+    """The ``origin`` of each group; its place where the names do not say who was where."""
+    saved_names, names = _names(saved_groups), _names(groups)
+    if not (saved_names and names and _distinct(saved_names) and _distinct(names)):
+        return list(range(len(groups)))
+    saved = [map(bare, group["param_names"]) for group in saved_groups]
+    group_of = {name: number for number, members in enumerate(saved) for name in members}
+    own = [map(bare, group["param_names"]) for group in groups]
+    return [
+        origin((group_of[name] for name in members if name in group_of), place)
+        for place, members in enumerate(own)
+    ]
 
 
 def _matches(
@@ -316,10 +340,15 @@ def _counted(saved: Mapping[str, Any]) -> State:
 
     Where torch has stepped on from one that was saved here, its count is of then.
     """
-    found = {key: value for key, value in saved.items() if value is not None}
+    found = {key: value for key, value in saved.items() if not _is_missing(value)}
     if "momentum_buffer" in found:
         return found | {"step": max(whole_step(found.get("step", 1), "a parameter"), 1)}
     return {"step": 0} | found
+
+
+def _is_missing(value: object) -> bool:
+    """Whether there is none: in torch's flattened state dictionaries an empty one stands for it."""
+    return value is None or (isinstance(value, Mapping) and not value)
 
 
 def _check_coded(state: State, param: Tensor, kind: Kind, name: str) -> State:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
-from .checkpoint import StateDict, pack_state, parts
+from .checkpoint import StateDict, origin, pack_state, parts
 from .foreign import Group, Layout, in_the_group, recognise
 from .hyperparameters import hyper_of
 from .matching import Found, Pairs, Target, goal_of, match, named_groups
@@ -141,6 +141,12 @@ def convert_state_dict(
     if goal.options and len(goal.options) != len(options):
         notes.append(f"the target's {len(goal.options)} groups keep their own options")
         options = goal.options
+    elif goal.options and by_name:
+        found = [
+            [one.group for entry, one in pairs if one and entry.group == i]
+            for i in range(len(options))
+        ]
+        options = [options[origin(numbers, place)] for place, numbers in enumerate(found)]
     result = _assemble(pairs, options, goal.named)
     report = Report(
         source=source.name,

@@ -12,6 +12,7 @@ from .. import native
 from ..hyper import Rule
 from . import gpu
 from .kinds import CORE, Kind, kept, ordered, types
+from .layout import has_data
 from .plain import real
 from .recode import State
 from .sharding import local, place_in_whole
@@ -46,6 +47,9 @@ def step(
     keys = list(kept(param, kind))
     part = local(param)
     targets = [part, *(state[key] for key in keys)]
+    if not has_data(part):
+        yield from zip(targets, targets, strict=True)
+        return
     device = part.device if gpu.takes(part.device) else torch.device("cpu")
     copies = [real(each.detach()).to(device).contiguous().clone() for each in targets]
     read = real(grad.detach()).to(device)

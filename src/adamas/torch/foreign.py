@@ -98,14 +98,23 @@ def _read(state: State, group: Group, name: str) -> State:
         ):
             got = moment.dtype if isinstance(moment, Tensor) else type(moment).__name__
             raise _damaged(name, f"{key} of a floating dtype", got)
+        moments[key] = _widened(moment.detach())
+    if any(moment.is_complex() for moment in moments.values()):  # as AMSGrad's maximum always is
+        moments = {key: as_complex(moment) for key, moment in moments.items()}
+    for key, moment in moments.items():
         if moment.shape != moments["exp_avg"].shape:
             shapes = tuple(moments["exp_avg"].shape), tuple(moment.shape)
             raise _damaged(name, f"{key} of exp_avg's shape {shapes[0]}", shapes[1])
-        moments[key] = _widened(moment.detach())
     second = moments["exp_avg_sq"]
     if second.is_floating_point() and bool((second < 0).any()):
         raise _damaged(name, "exp_avg_sq of at least 0", float(second.min()))
     return {k: v for k, v in state.items() if k not in _MOMENTS} | moments | {"step": step}
+
+
+def as_complex(moment: Tensor) -> Tensor:
+    """A moment of complex numbers where it is of pairs, as formats below float32 keep them."""
+    pairs = moment.dtype in (torch.float32, torch.float64) and moment.shape[-1:] == (2,)
+    return torch.view_as_complex(moment.contiguous()) if pairs else moment
 
 
 def _widened(moment: Tensor) -> Tensor:

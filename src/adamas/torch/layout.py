@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # What the core computes each dtype in. It takes complex numbers as pairs of real ones.
 COMPUTE = {
@@ -33,11 +34,21 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether what is done to a tensor is done by its subclass, to others perhaps or to none."""
+    dispatch: object = type(tensor).__torch_dispatch__
+    return dispatch is not Tensor.__torch_dispatch__
+
+
 def is_as_stored(tensor: Tensor) -> bool:
     """Whether a tensor is what its memory holds: no wrapper, nor lazily another or zeros."""
-    dispatch: object = type(tensor).__torch_dispatch__
-    own = dispatch is Tensor.__torch_dispatch__
-    return own and not (tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor())
+    lazily = tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor()
+    return not (is_wrapper(tensor) or lazily)
+
+
+def has_data(tensor: Tensor) -> bool:
+    """Whether a tensor has elements at all: those on "meta", and fake ones, have but a shape."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def lies_like(tensor: Tensor, other: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .checkpoint import bare, parts
-from .foreign import Group
+from .foreign import Group, as_complex
 from .recode import State
 
 Target = (
@@ -38,6 +38,7 @@ class Wanted(NamedTuple):
     name: str
     group: int | None
     shape: torch.Size | None
+    is_complex: bool = False
 
 
 class Goal(NamedTuple):
@@ -87,7 +88,7 @@ def goal_of(target: Target | None, found: list[Found], named: bool) -> Goal:
     names = [name for name, _ in pairs]
     known = all(isinstance(name, str) for name in names)
     entries = [
-        Wanted(names[i] if known else f"parameter {i}", None, param.shape)
+        Wanted(names[i] if known else f"parameter {i}", None, param.shape, param.is_complex())
         for i, (_, param) in enumerate(pairs)
     ]
     return Goal(entries, known)
@@ -100,7 +101,8 @@ def _of_groups(groups: list[Group], states: Mapping[Any, Any]) -> Goal:
         for param in group["params"]:
             name = names[len(wanted)] if names else f"parameter {len(wanted)}"
             shaped = param if isinstance(param, Tensor) else states.get(param, {}).get("exp_avg")
-            wanted.append(Wanted(name, number, getattr(shaped, "shape", None)))
+            is_complex = isinstance(shaped, Tensor) and shaped.is_complex()
+            wanted.append(Wanted(name, number, getattr(shaped, "shape", None), is_complex))
     own = ("params", "param_names")
     options = [{key: group[key] for key in group if key not in own} for group in groups]
     return Goal(wanted, names is not None, options)
@@ -126,6 +128,7 @@ def match(
         extra = [one.name for name, one in place.items() if name not in goals]
     else:
         pairs, extra = _match_by_position(wanted, found, groups)
+    pairs = [(entry, _for_complex(one) if entry.is_complex else one) for entry, one in pairs]
     for entry, one in pairs:
         shape = getattr(one.state.get("exp_avg"), "shape", None) if one else None
         if shape is not None and entry.shape is not None and shape != entry.shape:
@@ -135,6 +138,14 @@ def match(
                 "order; where both sides have names, they are matched by these"
             )
     return pairs, extra
+
+
+def _for_complex(one: Found | None) -> Found | None:
+    """The state of a complex parameter, which a source may have kept as pairs of real numbers."""
+    if one is None:
+        return None
+    state = {k: as_complex(v) if isinstance(v, Tensor) else v for k, v in one.state.items()}
+    return one._replace(state=state)
 
 
 def _match_by_position(

@@ -38,8 +38,9 @@ class Adam(Optimizer):
             bits of multiplying them by ``adamas.norm.clip_factor`` before; ``float("inf")`` only
             measures. The gradients themselves stay as they are.
         moments: what the moments are kept in: "float32", "bfloat16", "int8" or "int4", which are 8,
-            4, about 2.1 and about 1.1 bytes a parameter for both; see ``adamas.formats``. Those of
-            float64 parameters stay in float64, and AMSGrad's maximum in float32.
+            4, about 2.1 and about 1.1 bytes a parameter for both; see ``adamas.formats``. With
+            "float32", those of float64 parameters are in float64, which have no other format;
+            AMSGrad's maximum is always in full.
         master_bits: of the weights that are trained where parameters have 16 bits: 32 (the
             default) has the bits of training float32 weights whose rounding the model sees, 24
             keeps one byte beside a bfloat16 parameter, 16 nothing.

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .layout import has_data
+
 
 class _Piece(NamedTuple):
     """A tensor that is written, where it begins and ends in the memory of its device."""
@@ -35,7 +37,7 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 def address(tensor: Tensor) -> int:
     """Where a tensor lies, 0 where it cannot tell."""
-    if tensor.layout != torch.strided:
+    if tensor.layout != torch.strided or not has_data(tensor):
         return 0
     try:
         return tensor.data_ptr()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..equations import RULES
 from ..hyper import Coefficients, Hyper, RMSpropHyper, Rule, SGDHyper
-from .layout import is_as_stored
+from .layout import is_as_stored, is_wrapper
 from .recode import State
 
 
@@ -60,7 +60,7 @@ def sqrt(x: Tensor) -> Tensor:
     On the CPU torch's own is not: MKL's vector functions give one in five float32 numbers another
     last bit. The root taken in float64 is near enough to round to the correct float32.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or (is_wrapper(x) and x.dtype == torch.float64):
         return torch.sqrt(x)
     if x.requires_grad:
         root = torch.sqrt(x)

@@ -104,7 +104,8 @@ class Plan:
             states[entry.param] = entry.state
         self._params = [list(group["params"]) for group in groups]
         self._states = list(states.values())
-        self._waiting = [p for params in self._params for p in params if p not in states]
+        taken = {id(entry.param) for entry in entries}
+        self._waiting = [p for params in self._params for p in params if id(p) not in taken]
         self._kinds = kinds
         self._options = [Options(group, kind) for group, kind in zip(groups, kinds, strict=True)]
         self._grads: list[tuple[Entry, Tensor]] = []  # of the plain ones, of the last look
@@ -318,12 +319,18 @@ def name_of(group: dict[str, Any], number: int, i: int) -> str:
 
 
 def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) -> Iterator[Entry]:
-    """Each parameter once that has a gradient or a state, with the state it needs."""
+    """Each parameter once that has a gradient or a state, with the state it needs.
+
+    Those without a gradient are left alone, whatever they are, unless they can be stepped as they
+    are: then a plan lasts while gradients come and go.
+    """
     found: dict[Tensor, tuple[str, int]] = {}
     for number, group in enumerate(groups):
         for i, param in enumerate(group["params"]):
-            if param not in found and (param.grad is not None or param in states):
-                found[param] = name_of(group, number, i), number
+            name = name_of(group, number, i)
+            has_grad = param.grad is not None
+            if param not in found and (has_grad or _is_ready(param, states, kinds[number], counts)):
+                found[param] = name, number
     new = [
         (param, kinds[number])
         for param, (_, number) in found.items()
@@ -339,6 +346,18 @@ def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) ->
         given = made[param] if param in made else states.get(param, {})
         state = check_state(param, given, kinds[number], name, counts)
         yield Entry(name, number, param, state, kinds[number].keys)
+
+
+def _is_ready(param: Tensor, states: States, kind: Kind, counts: bool) -> bool:
+    """Whether a parameter has the very state that a step needs."""
+    state = states.get(param)
+    if not state:
+        return False
+    try:
+        check_param(param, "")
+        return check_state(param, state, kind, "", counts) is state
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 def _written(entry: Entry, kind: Kind) -> list[Tensor]:

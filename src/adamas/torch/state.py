@@ -12,8 +12,8 @@ from .. import formats
 from .home import home, is_home, offloads
 from .kinds import Kept, Kind
 from .kinds import kept as kept_beside
-from .layout import is_as_stored, is_dense, lies_like
-from .overlap import overlaps_itself
+from .layout import is_as_stored, is_dense, is_wrapper, lies_like
+from .overlap import address, overlaps_itself
 from .recode import State, format_of, recoded
 from .sharding import alike, is_sharded, local, local_like, sharded_like
 
@@ -201,12 +201,14 @@ def check_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool
 
 def _fits(value: Tensor, param: Tensor, kept: Kept) -> bool:
     """Whether a tensor of a state is of its dtype, and lies as it must."""
-    if value.dtype != kept.dtype or not is_as_stored(local(value)):
+    # A wrapper's state is one, too: the subclass makes it.
+    own = is_as_stored(local(value)) or (is_wrapper(local(value)) and is_wrapper(local(param)))
+    if value.dtype != kept.dtype or not own:
         return False
     if kept.shape != tuple(local(param).shape):
         like = torch.empty_strided(kept.shape, _strides(local(param), kept), device="meta")
         # Pairs of bytes, and scales, are read as numbers of two bytes each.
-        aligned = local(value).data_ptr() % 2 == 0
+        aligned = address(local(value)) % 2 == 0
         sharded = kept.sharded and is_sharded(param)
         return aligned and is_sharded(value) == sharded and lies_like(local(value), like)
     if not alike(value, param):
