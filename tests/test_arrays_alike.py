@@ -167,6 +167,16 @@ def test_what_is_no_gradients(grads: Any) -> None:
     assert all(map(np.array_equal, params, before))
 
 
+@pytest.mark.parametrize("grads", [[np.ones(2)], np.ones(2), [np.ones(4)[::2]], np.ones(4)[::2]])
+def test_gradients_of_a_mapping_have_names(grads: Any) -> None:
+    """However they lie."""
+    param = np.zeros(2)
+    optimizer = adamas.Adam({"w": param})
+    with pytest.raises(ValueError, match="pass them in the form of params"):
+        optimizer.step(grads)
+    assert not param.any()
+
+
 def test_what_is_read_of_an_array_is_what_numpy_says() -> None:
     """Else nothing is ever stepped so."""
     array = np.zeros((3, 5), np.float64)[::2, 1:]

@@ -298,8 +298,10 @@ def test_states_of_arrays_of_another_type() -> None:
         Adam({"w": np.ones(3)}).load_state_dict(compact)
     negative = Adam({"w": np.ones(3, "f4")}).state_dict()
     negative["state/w/exp_avg_sq"] = np.array([1, -0.5, 0], "f4")
-    with pytest.raises(ValueError, match=r"exp_avg_sq of array 'w' must be at least 0, got -0\.5"):
-        Adam({"w": np.ones(3, "f4")}, moments="int8").load_state_dict(negative)
+    for moments in ("float32", "bfloat16", "int8"):
+        optimizer = Adam({"w": np.ones(3, "f4")}, moments=moments)
+        with pytest.raises(ValueError, match=r"exp_avg_sq of array 'w' must be at least 0, got -0"):
+            optimizer.load_state_dict(negative)
     with_master = Adam({"w": np.ones(3, "f2")}).state_dict()
     with pytest.raises(ValueError, match="has 'state/w/master' beyond them"):
         Adam({"w": np.ones(3, "f4")}).load_state_dict(with_master)

@@ -126,8 +126,10 @@ class Optimizer:
             return False
         if isinstance(grads, dict):
             listed = list(grads.values()) if list(grads) == list(names) else []
-        else:
+        elif alike.numbered:
             listed = list(grads) if isinstance(grads, (list, tuple)) else [grads]
+        else:
+            return False
         rows = alike.rows.copy()
         if not alike.watch.look(listed, rows):
             return False
@@ -220,6 +222,7 @@ class Optimizer:
                 [state[name] for name in dense],
                 self._rows[:, native.SIZE] * itemsize,
                 itemsize == 8,
+                list(self._params) == [str(i) for i in range(len(arrays))],
             )
 
     def _check_grads(self, grads: Arrays) -> dict[str, Array]:
@@ -301,6 +304,8 @@ class _Alike(NamedTuple):
     """Bytes of each gradient."""
     wide: NDArray[np.bool_]
     """Which are of float64."""
+    numbered: bool
+    """Whether a list may name them."""
 
 
 @cache

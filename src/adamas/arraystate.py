@@ -12,10 +12,12 @@ from . import formats, native, reference
 from .hyper import Hyper, RMSpropHyper, Rule, SGDHyper
 from .memory import Array, aligned_zeros_like, is_dense
 from .reference import State
+from .rounding import from_bfloat16
 
 VERSION = 1  # of state_dict(); one without its number is older and has moments in float32
 
 _MOST_STEPS = 1 << 53
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")  # averages that are never negative
 _HYPERS: dict[str, type[Rule]] = {kind.rule: kind for kind in (Hyper, SGDHyper, RMSpropHyper)}
 
 
@@ -154,7 +156,7 @@ def load_states(
                 found[slot.key] = _checked(loaded[f"state/{name}/{slot.key}"], slot, param, name)
         if saved.moments != form.moments:
             like = initial_state(param, hyper, form)
-            found |= _recoded(found, name, param, like, hyper.keys)
+            found |= _recoded(found, param, like, hyper.keys)
         states[name] = relaid(found, param, hyper, form)
     return states
 
@@ -211,6 +213,13 @@ def _checked(value: Array, slot: formats.Slot, param: Array, name: str) -> Array
         )
     if slot.groups:
         formats.check_scales(value, f"{slot.key} of array {name!r}")
+    if slot.key in _SQUARES:
+        squares = from_bfloat16(value) if slot.dtype == "bfloat16" else value
+        if (squares < 0).any():
+            raise ValueError(
+                f"{slot.key} of array {name!r} must be at least 0, got {np.nanmin(squares)}: the "
+                "state is damaged, load another copy"
+            )
     return value
 
 
@@ -231,17 +240,12 @@ def _check_array(
         )
 
 
-def _recoded(found: State, name: str, param: Array, like: State, keys: formats.Keys) -> State:
+def _recoded(found: State, param: Array, like: State, keys: formats.Keys) -> State:
     """The moments of a state in the format of another's, as of the step that was the last."""
     index = np.arange(param.size).astype(np.uint32)
     # Converting is arithmetic too, and the same in whatever mode the thread is.
     with native.default_floating_point(), np.errstate(all="ignore"):
         m, v = reference.load_moments(found, param, keys)
-        if v is not None and (v < 0).any():
-            raise ValueError(
-                f"{keys[1]} of array {name!r} must be at least 0, got {v.min()}: the state is "
-                "damaged, load another copy"
-            )
         v = None if v is None else v + 0  # so that a negative zero is zero in its bits
         active = np.ones(param.size, np.bool_)
         new = reference.store_moments(m, v, active, like, param, index, found["step"], keys)

@@ -1,5 +1,6 @@
 """The command line: what it prints, and its exit status."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,27 @@ def test_full_output(adamas: Adamas, tmp_path: Path) -> None:
     assert done.stderr == "adamas: [Errno 28] No space left on device\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("full", [True, False], ids=["a full disk", "a reader that has gone"])
+def test_training_goes_on_without_its_output(full: bool, adamas: Adamas, tmp_path: Path) -> None:
+    mixed_csv(tmp_path)
+    command = [sys.executable, "-m", "adamas.cli", "train", "mixed.csv", "--target=price"]
+    command += ["--out=run", *FAST]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, open("/dev/full", "w") as device:
+        output = device if full else closed
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert ("No space left on device" if full else "Broken pipe") in done.stderr
+    assert "run has all of it" in done.stderr
+    assert adamas("train", "--resume", "run")[1].startswith("run is finished")
+    assert Path("run/report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -74,6 +96,9 @@ def test_full_output(adamas: Adamas, tmp_path: Path) -> None:
         (["train", "mixed.csv"], "--target is needed"),
         (["train", "mixed.csv", "--target=Price"], "did you mean 'price'?"),
         (["train", "--epochs=ten"], "Invalid value for '--epochs'"),
+        (["train", "--epochs=ten"], "got 'ten': see --help"),
+        (["train", "--lr", "1e-3x"], "got '1e-3x': see --help"),
+        (["train", "--out=" + 300 * "a"], "cannot be made a folder (File name too long)"),
         (["train", "--epoch=1"], "No such option: --epoch"),
         (["train", "--layers=8;8"], "--layers must be whole numbers"),
         (["train", "--betas=0.9"], "betas must be two numbers"),
@@ -90,6 +115,8 @@ def test_full_output(adamas: Adamas, tmp_path: Path) -> None:
         (["predict", "run"], "Missing argument"),
         (["trian"], "No such command 'trian'"),
         (["bench", "--shape=huge", "--no-scaling"], "shapes must be among"),
+        (["bench", "--out=mixed.csv"], "--out mixed.csv cannot be made a folder"),
+        (["compare", "saddle", "--layers=5"], "--layers is of a training"),
     ],
 )
 def test_one_line_of_error(

@@ -56,6 +56,16 @@ BAD: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
     ),
     "constant target": (csv("n,a", *rows("{i},x")), {}, "target 'a' is 'x' in every row"),
     "constant number": (csv("n,a", *rows("{i},2.5")), {}, "target 'a' is '2.5' in every row"),
+    "merged classes": (
+        csv("n,a", *rows("{i},{a}", a=[5, 10**17, 10**17 + 1])),
+        {},
+        "class 100000000000000000: numbers that name classes must be at most 2\\^53",
+    ),
+    "thousands": (
+        csv("n;a", *rows("{i},000;{a}", a=["x", "y"])),
+        {},
+        "'n' holds numbers such as '0,000'",
+    ),
     "empty target": (csv("n,a", *rows("{i},")), {}, r"0 row\(s\) have a target"),
     "too few rows": (csv("n,a", *GOOD[:9]), {}, "9 row.*at least 10"),
     "lone class": (csv("n,a", *GOOD, "1,z"), {}, r"class\(es\) 'z' of target 'a' occur once"),
@@ -291,11 +301,39 @@ def test_tables_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_rows_without_target_and_constant_columns_are_told(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
-    path.write_bytes(csv("n,k,a", *rows("{i},1,{a}", a=["x", "y"]), "3,1,", "4,1,NA"))
+    path.write_bytes(csv("n,k,a", *rows("{i},1,{a}", a=["x", "y"]), "3,1,", "4,1, "))
     notices = start(path, lambda name: tmp_path / name, {}, "a").notices
     assert "left out: 2 row(s) without a target" in notices
     assert "left out, one value only: 'k'" in notices
     assert "classification: 'a' holds 2 different texts" in notices
+
+
+def test_only_an_empty_cell_of_text_is_missing(tmp_path: Path) -> None:
+    """A class may be called None; among numbers it is none."""
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv("n,k,a", *rows("{n},{k},{a}", n=[1, 2.5, "NA"], k="xy", a=["None", "b"])))
+    run = start(path, lambda name: tmp_path / name, {}, "a")
+    assert run.task.target == Classes("a", ("None", "b"), False)
+    assert run.task.columns[0].kind == Numeric.kind
+    assert run.task.columns[0].indicator
+    assert "'None' in 20 cell(s) of 'a' is taken as a word like any other" in run.notices[0]
+
+
+def test_the_smallest_numbers_are_learnt(tmp_path: Path) -> None:
+    """Their squares are 0."""
+    series = pd.Series([1e-170, 3e-170], name="n")
+    column = Numeric.fit(series, np.ones(2, np.bool_))
+    assert column.encode(series).tolist() == [[-1.0], [1.0]]
+    assert fit_target(series, Value.kind, np.ones(2, np.bool_)).scale == 1e-170
+
+
+def test_a_target_called_probability(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv("n,probability", *rows("{i},{a}", a=["high", "low"])))
+    start(path, lambda name: tmp_path / name, {}, "probability")
+    frame = predict_csv(tmp_path / "data", path).frame
+    assert set(frame["probability"]) <= {"high", "low"}
+    assert frame["class_probability"].between(0.5, 1).all()
 
 
 PREDICT = {

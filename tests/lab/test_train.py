@@ -1,6 +1,8 @@
 """Training: resumed runs equal those never stopped, and what is saved stays whole."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from runs import GIVEN, STEPS, begin, go, no_space
 from tables import mixed_frame
 
@@ -16,6 +19,7 @@ from adamas.lab.files import write_atomically
 from adamas.lab.model import MLP, UpdateWatch, score_of
 from adamas.lab.options import Options
 from adamas.lab.predict import predict_csv
+from adamas.lab.progress import Display
 from adamas.lab.results import make_report, write_results
 from adamas.lab.run import start
 from adamas.lab.target import split
@@ -178,3 +182,20 @@ def test_digits_settings_are_plain_json(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "digits/settings.json").read_text())
     assert run.Task.from_json(settings) == current.task
     assert Options.from_json(settings["options"]) == current.trainer.options
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_terminal_has_room_for_all_that_is_told(width: int, tmp_path: Path) -> None:
+    told = io.StringIO()
+    console = Console(width=width, force_terminal=True, file=told, legacy_windows=False)
+    current = begin(tmp_path, target="big")
+    with Display(console, "accuracy") as display:
+        current.train(lambda: False, display)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told.getvalue())
+    last = text.replace("\r", "\n").rstrip().splitlines()[-1]
+    assert re.fullmatch(
+        r"epoch 3/3 .*loss \d\.\d{4} validation accuracy \d+\.\d % [\d,]+( samples)?/s "
+        r"\d:\d\d:\d\d left",
+        last.strip(),
+    )
+    assert ("samples" in last) == (width > 80)

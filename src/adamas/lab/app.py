@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import typer
 
 from . import UserError
@@ -39,4 +42,15 @@ def run() -> int:
         message = error.format_message()
         if not message:  # the help was asked for by giving no command, and is printed
             return 2
-        raise UserError(f"{message.rstrip('.')}: see --help") from None
+        raise UserError(f"{message.rstrip('.')}{_typed(error)}: see --help") from None
+
+
+def _typed(error: Any) -> str:
+    """What was typed for the option that is wrong, where the message does not say it."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    for typed, following in zip(sys.argv[1:], [*sys.argv[2:], None], strict=True):
+        name, equals, value = typed.partition("=")
+        if name in names and (equals or following is not None):
+            value = value if equals else str(following)
+            return "" if repr(value) in str(error) else f", got {value!r}"
+    return ""

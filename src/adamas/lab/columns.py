@@ -18,6 +18,8 @@ Mask = NDArray[np.bool_]
 
 MOST_LEVELS = 100
 _LARGEST = 1e100
+# Numbers as some write them: 1,234,567 and 1 234,5 and 12 % and $5.
+_WRITTEN = r"[-+]?[$€£]?\d{1,3}(?:[,. '\u00a0\u202f]\d{3})*(?:[.,]\d+)?\s?[%$€£]?"
 LIMIT = 5.0
 
 
@@ -43,9 +45,7 @@ class Numeric:
             return cls(name, 0.0, 0.0, 1.0, False)
         median = float(np.median(values[~missing]))
         filled = np.where(missing, median, values)
-        return cls(
-            name, median, float(filled.mean()), float(filled.std()) or 1.0, bool(missing.any())
-        )
+        return cls(name, median, float(filled.mean()), scale_of(filled), bool(missing.any()))
 
     def encode(self, series: pd.Series[Any]) -> Features:
         """One row for each cell: the number, and the indicator if there is one."""
@@ -159,6 +159,13 @@ def numbers(series: pd.Series[Any]) -> NDArray[np.float64] | None:
     return parsed.to_numpy(np.float64, na_value=np.nan)
 
 
+def scale_of(values: NDArray[np.float64]) -> float:
+    """The standard deviation, 1 where it is 0; of the smallest numbers, too, whose squares are."""
+    around = values - values.mean()
+    largest = float(np.abs(around).max()) or 1.0
+    return float((around / largest).std()) * largest or 1.0
+
+
 def finite_numbers(series: pd.Series[Any], name: str) -> NDArray[np.float64]:
     """The cells as numbers, NaN where missing.
 
@@ -202,6 +209,12 @@ def _check_not_free_text(text: pd.Series[Any], name: str) -> None:
     distinct = present.nunique()
     many = distinct > 20 and distinct > len(present) / 4
     wordy = distinct > len(present) / 2 and present.str.count(" ").mean() >= 3
+    if present.str.fullmatch(_WRITTEN).all() and distinct > 1:
+        raise UserError(
+            f"column {name!r} holds numbers such as {present.iloc[0][:40]!r}: they must be written "
+            f"as 1234567.8, without separators of thousands or signs; or leave it out with "
+            f"--drop {name!r}"
+        )
     if many or wordy:
         raise UserError(
             f"column {name!r} is free text ({distinct:,} different values in {len(present):,} "

@@ -103,13 +103,12 @@ def train(
 
 def _train(run: Any) -> None:
     """Trains a run that is prepared, and prints what comes of it."""
-    from rich.console import Console
-
-    from .progress import Display, score_text
+    from . import TrainingError
+    from .progress import Display, Output, score_text
     from .results import write_results
     from .run import stop_signals
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Output()
     task, trainer, folder = run.task, run.trainer, run.folder
     for notice in run.notices:
         console.print(notice)
@@ -138,6 +137,11 @@ def _train(run: Any) -> None:
     console.print(f"validation {task.target.score_name} {score}, in {last['seconds']:.1f} s")
     console.print(f"report:     {folder.report}")
     console.print(f"to predict: adamas predict {name} data.csv")
+    if console.lost:
+        raise TrainingError(
+            f"standard output could not be written ({console.lost}); the training has gone on, and "
+            f"{folder.path} has all of it"
+        )
 
 
 def tune(
@@ -164,7 +168,7 @@ def tune(
     beta2: Annotated[str | None, typer.Option(help="LOW,HIGH.", show_default="0.9,0.9999")] = None,
     eps: Annotated[str | None, typer.Option(help="LOW,HIGH.", show_default="1e-10,1e-4")] = None,
     weight_decay: Annotated[
-        str | None, typer.Option(help="LOW,HIGH, or none at all.", show_default="1e-4,1")
+        str | None, typer.Option(help="LOW,HIGH, or 0 for none.", show_default="1e-4,1")
     ] = None,
     classification: Classification = False,
     regression: Regression = False,
@@ -232,8 +236,6 @@ def predict(
     ] = None,
 ) -> None:
     """Predict the rows of a CSV file with a trained run, as CSV."""
-    import sys
-
     from . import UserError
     from .files import write_text
     from .predict import predict_csv
@@ -242,8 +244,7 @@ def predict(
     prediction = predict_csv(run, data)
     text = prediction.frame.to_csv(index=False, lineterminator="\n")
     if out is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        typer.echo(text, nl=False)
     else:
         try:
             write_text(out, text)

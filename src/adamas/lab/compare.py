@@ -143,6 +143,8 @@ def prepare_comparison(
         arenas[prepared.task.name] = TaskArena.of(prepared, steps or TASK_STEPS)
     if others:
         raise UserError(f"{typed(next(iter(others)))} is of a CSV file: give its path, too")
+    if given and not any(isinstance(arena, TaskArena) for arena in arenas.values()):
+        raise UserError(f"{typed(next(iter(given)))} is of a training: name digits or a CSV file")
     return Comparison(tuple(arenas.values()), tuple(racers), ends, seeds or SEEDS, tuple(notices))
 
 

@@ -115,7 +115,8 @@ def _find(content: Any, path: Path, key: str | None) -> tuple[tuple[Any, ...], A
             places |= {name if len(value) == 1 else f"{name}.{i}": (name, i) for i in found}
     if key is not None:
         if key not in places and key not in entries:
-            raise UserError(f"--key must be one of {[*entries, *places]} in {path}, got {key!r}")
+            known = list(dict.fromkeys([*entries, *places]))
+            raise UserError(f"--key must be one of {known} in {path}, got {key!r}")
         place = places.get(key, (key,))
     elif len(places) == 1:
         place = next(iter(places.values()))

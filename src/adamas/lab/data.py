@@ -20,6 +20,8 @@ from .names import did_you_mean
 
 DIGITS = "digits"
 _DELIMITERS = ",;\t|"
+# What stands for no number. In columns of text only an empty cell is missing: others are words.
+NO_NUMBER = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "NULL", "null", "None")
 _FIRST_ROWS = 1000
 
 
@@ -76,7 +78,18 @@ def _read_csv(path: Path, texts: Collection[str]) -> Table:
     unnamed = len(names) - len(named)
     frame = frame.iloc[:, named].set_axis([names[index] for index in named], axis=1)
     notices = (f"left out: {unnamed} column(s) without a name",) if unnamed else ()
-    return Table(path.stem, path.resolve(), fingerprint, frame, notices)
+    return Table(path.stem, path.resolve(), fingerprint, frame, (*notices, *_words(frame)))
+
+
+def _words(frame: pd.DataFrame) -> Iterator[str]:
+    """Notices of cells of text that elsewhere may say that there is nothing."""
+    for name in frame.select_dtypes(exclude="number"):
+        found = frame[name][frame[name].isin(NO_NUMBER)]
+        if len(found):
+            yield (
+                f"{listed(sorted(set(found)))} in {len(found):,} cell(s) of {str(name)!r} is taken "
+                "as a word like any other: leave cells empty where nothing is known"
+            )
 
 
 def _read_text(path: Path) -> tuple[str, str]:
@@ -126,6 +139,7 @@ def _parse(path: Path, text: str, delimiter: str, as_text: Sequence[bool]) -> pd
     columns = len(as_text)
 
     def read(numeric: Collection[int], rows: int | None = None) -> pd.DataFrame:
+        missing: dict[Any, Any] = {i: NO_NUMBER if i in numeric else "" for i in range(columns)}
         return pd.read_csv(
             io.StringIO(text),
             sep=delimiter,
@@ -133,6 +147,8 @@ def _parse(path: Path, text: str, delimiter: str, as_text: Sequence[bool]) -> pd
             names=list(range(columns)),
             index_col=False,
             dtype={index: float if index in numeric else str for index in range(columns)},
+            keep_default_na=False,
+            na_values=missing,
             skipinitialspace=True,
             nrows=rows,
         )
@@ -169,7 +185,8 @@ def _parse(path: Path, text: str, delimiter: str, as_text: Sequence[bool]) -> pd
 
 
 def _has_text(cells: pd.Series[Any]) -> bool:
-    return bool((pd.to_numeric(cells, errors="coerce").isna() & cells.notna()).any())
+    missing = cells.isna() | cells.isin(NO_NUMBER)
+    return bool((pd.to_numeric(cells, errors="coerce").isna() & ~missing).any())
 
 
 def drop_columns(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

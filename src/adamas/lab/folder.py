@@ -214,7 +214,9 @@ class RunFolder:
 
     def _make_folder(self) -> list[Path]:
         """Makes the folder, and returns those that were not there, the innermost first."""
-        missing = [f for f in (self.path, *self.path.parents) if not f.exists()]
+        missing = []
+        with suppress(OSError):  # of a name that is too long, as making the folder will say
+            missing = [f for f in (self.path, *self.path.parents) if not f.exists()]
         instead = f" --out, or continue a run with --resume {shlex.quote(str(self.path))}"
         self._unlock = make_folder(self.path, self, "train a run", "a run", instead)
         return missing

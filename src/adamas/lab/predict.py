@@ -83,7 +83,8 @@ def _to_frame(task: Task, outputs: torch.Tensor) -> pd.DataFrame:
     if isinstance(target, Classes):
         probability, best = outputs.softmax(1).max(1)
         classes = np.array(target.classes, dtype=object)[best.numpy()]
-        return pd.DataFrame({target.name: classes, "probability": probability.numpy()})
+        beside = "probability" if target.name != "probability" else "class_probability"
+        return pd.DataFrame({target.name: classes, beside: probability.numpy()})
     return pd.DataFrame({target.name: target.decode(outputs[:, 0].numpy())})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,33 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _REFRESH = 0.1  # seconds
+_WIDE = 120  # columns
+
+
+class Output(Console):
+    """Standard output that may be lost: whoever reads along, the training goes on in its folder.
+
+    Attributes:
+        lost: why it was, or "".
+    """
+
+    lost = ""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False, soft_wrap=True)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints while it can."""
+        if self.lost:
+            return
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.lost = error.strerror or str(error)
+
+    def on_broken_pipe(self) -> None:
+        """Leaves it to ``print``: rich would end the program."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class Live:
@@ -58,13 +87,14 @@ class Display(Live):
     """
 
     def __init__(self, console: Console, score_name: str) -> None:
+        wide = console.width >= _WIDE  # else what is told has no room beside a bar
         super().__init__(
             console,
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
+            *([BarColumn()] if wide else []),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn(f"validation {score_name} {{task.fields[score]}}", style="bold cyan"),
-            TextColumn("{task.fields[speed]} samples/s"),
+            TextColumn("{task.fields[speed]} samples/s" if wide else "{task.fields[speed]}/s"),
             TimeRemainingColumn(),
             TextColumn("left"),
         )

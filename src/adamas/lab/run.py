@@ -253,11 +253,17 @@ def _resume(
         trainer = make_trainer(task, extended, frame, training)
     with folder.damaged(folder.checkpoint):
         trainer.load_state_dict(state)
-    folder.cut_metrics(trainer.position.epoch)
-    folder.remove_partial_files()
-    if extended != options:
-        settings = {**settings, "options": extended.to_json()}
-        folder.save_settings(settings)
+    try:
+        folder.remove_partial_files()
+        folder.cut_metrics(trainer.position.epoch)
+        if extended != options:
+            settings = {**settings, "options": extended.to_json()}
+            folder.save_settings(settings)
+    except OSError as error:
+        raise UserError(
+            f"{folder.path} cannot be written ({error.strerror}): a resumed run goes on there; "
+            "make room or give the right to write, then resume it again"
+        ) from None
     return Run(folder, settings, task, trainer)
 
 

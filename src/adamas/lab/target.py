@@ -11,10 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from . import UserError
-from .columns import Mask, as_text, finite_numbers, level_codes, numbers
+from .columns import Mask, as_text, finite_numbers, level_codes, numbers, scale_of
 from .data import listed
 
 FEW = 20
+_LARGEST_LABEL = 2**53
 MINIMUM_ROWS = 10
 
 
@@ -115,6 +116,8 @@ def check_target(series: pd.Series[Any], kind: str) -> None:
         )
     if kind == Value.kind:
         finite_numbers(series, str(name))
+    else:
+        _check_labels(series, str(name))
     counts = (labels(series) if kind == Classes.kind else series).value_counts()
     if len(counts) == 1:
         raise UserError(
@@ -123,6 +126,17 @@ def check_target(series: pd.Series[Any], kind: str) -> None:
         )
     if kind == Classes.kind:
         _check_classes(counts, str(name), numbers(series) is not None)
+
+
+def _check_labels(series: pd.Series[Any], name: str) -> None:
+    values = numbers(series)
+    if values is None or not (large := np.abs(values) > _LARGEST_LABEL).any():
+        return
+    raise UserError(
+        f"target {name!r} has the class {values[large][0]:.0f}: numbers that name classes must be "
+        f"at most 2^53 ({_LARGEST_LABEL:,}), above which neighbours are one float64; make them "
+        "text, as with a letter before, or use --regression"
+    )
 
 
 def _check_classes(counts: pd.Series[int], name: str, numeric: bool) -> None:
@@ -163,7 +177,7 @@ def fit_target(series: pd.Series[Any], kind: str, training: Mask) -> Target:
         classes = tuple(str(label) for label in distinct[key.sort_values().index])
         return Classes(name, classes, as_numbers is not None)
     values = finite_numbers(series, name)[training]
-    return Value(name, float(values.mean()), float(values.std()) or 1.0)
+    return Value(name, float(values.mean()), scale_of(values))
 
 
 def split(series: pd.Series[Any], kind: str, fraction: float, seed: int) -> Mask:

@@ -200,3 +200,7 @@ def bench(
         bench(shapes or None, peers or None, rounds, dtype, out, scaling)
     except ValueError as error:
         raise UserError(str(error)) from None
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"--out {out} cannot be made a folder ({error.strerror}): choose another"
+        ) from None
