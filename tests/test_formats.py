@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,12 @@ def row_of(
     return rows
 
 
+@cache
+def gradient(t: int, size: int, kind: str) -> np.ndarray:
+    """Of a step; the same for all that is stepped."""
+    return cast(numbers(1000 * t + size, size, "float32", -33, 7, sparse=True), kind)
+
+
 @pytest.mark.parametrize(
     ("rule", "moments"),
     [
@@ -77,7 +84,7 @@ def test_core(dtype: str, master: int | None, rule: str, moments: str) -> None:
         like = cast(np.zeros(size, np.float32), kind)
         rows = {isa: row_of(p, like, o, hyper, master, moments) for isa, (p, o) in owns.items()}
         for t in range(1, steps + 1):
-            grad = cast(numbers(1000 * t + size, size, "float32", -33, 7, sparse=True), kind)
+            grad = gradient(t, size, kind)
             expected, after = reference.step(expected, grad, after, hyper, clip=0.5)
             coefficients = np.array([hyper.coefficients(t, "float32", clip=0.5)])
             for isa, (weights, own) in owns.items():

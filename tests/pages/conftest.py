@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,13 +64,19 @@ def visit(browser: Browser) -> Visit:
     return visit
 
 
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where a page is, which is written once, though tests may come to it again."""
+    return cache(lambda name: PAGES[name].write(tmp_path_factory.mktemp("page")))
+
+
 @pytest.fixture(scope="session", params=PAGES)
 def visited(
-    request: pytest.FixtureRequest, visit: Visit, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, visit: Visit, written: Callable[[str], Path]
 ) -> Iterator[tuple[str, Page, list[str]]]:
-    """Each page, written and opened once."""
+    """Each page, opened for all of its tests."""
     name = request.param
-    with visit(PAGES[name].write(tmp_path_factory.mktemp("page"))) as (page, said):
+    with visit(written(name)) as (page, said):
         yield name, page, said
 
 
