@@ -107,6 +107,7 @@ def test_training_goes_on_without_its_output(full: bool, adamas: Adamas, tmp_pat
         (["train", "--validation=-inf"], "must be a fraction"),
         (["train", "--layers=1000000000,1000000000"], "must be widths from 1"),
         (["train", "--lr=0"], "lr must be above 0"),
+        (["train", "--lr=1e38"], "lr must be at most 1e+30, got 1e+38"),
         (["train", "--classification", "--regression"], "exclude each other"),
         (["train", "--resume=none"], "none is not a folder"),
         (["train", "--resume=.", "--out=x"], "--out cannot be given with --resume"),

@@ -14,6 +14,7 @@ from ..hyper import Hyper
 from . import UserError
 
 SCHEDULES = ("cosine", "constant")
+_MOST_LR = 1e30  # far below what leaves float32
 _MOST_WEIGHTS = 2**30
 _FLOOR = 0.01  # of the learning rate, at the end of the cosine
 
@@ -40,6 +41,8 @@ class Options:
     validation: float
 
     def __post_init__(self) -> None:
+        if self.lr > _MOST_LR:
+            raise UserError(f"lr must be at most {_MOST_LR:g}, got {self.lr:g}: choose a lower one")
         try:
             Hyper(self.lr, self.betas, self.eps, self.weight_decay).coefficients(1)
         except (TypeError, ValueError) as error:
