@@ -267,6 +267,8 @@ def test_a_graph_that_counts_apart_is_told_of(device: torch.device) -> None:
     with pytest.warns(UserWarning, match="Capture the step again"):
         optimizer.step()
     optimizer.step()  # told once
+    capture(optimizer.step, device)
+    optimizer.step()  # as it was told
 
 
 @pytest.mark.parametrize(("name", "value"), [("skipped_steps", 0), ("last_grad_norm", None)])

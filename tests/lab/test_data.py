@@ -14,7 +14,7 @@ from adamas.lab import UserError, columns, target
 from adamas.lab.columns import Categorical, Numeric, encode_columns, fit_columns
 from adamas.lab.data import read_table
 from adamas.lab.predict import predict_csv
-from adamas.lab.run import start
+from adamas.lab.run import resume, start
 from adamas.lab.target import Classes, Value, fit_target, split, tell_kind
 
 
@@ -59,7 +59,17 @@ BAD: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
     "merged classes": (
         csv("n,a", *rows("{i},{a}", a=[5, 10**17, 10**17 + 1])),
         {},
-        "class 100000000000000000: numbers that name classes must be at most 2\\^53",
+        "class 100000000000000000: numbers that name classes must be below 2\\^53",
+    ),
+    "infinite class": (
+        csv("n,a", *rows("{i},{a}", a=[1, 2, "inf"])),
+        {},
+        "'a', row 3: 'inf' is infinite or too large",
+    ),
+    "classes that are one": (
+        csv("n,a", *rows("{i},{a}", a=[1, 2**53, 2**53 + 1])),
+        {},
+        r"has the class 9007199254740992: numbers that name classes must be below 2\^53",
     ),
     "thousands": (
         csv("n;a", *rows("{i},000;{a}", a=["x", "y"])),
@@ -101,7 +111,7 @@ BAD: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
     "bad lr": (csv("n,a", *GOOD), {"given": {"lr": math.nan}}, "lr must be finite"),
     "negative lr": (csv("n,a", *GOOD), {"given": {"lr": -1.0}}, "lr must be .* got -1.0"),
     "no lr": (csv("n,a", *GOOD), {"given": {"lr": 0.0}}, "lr must be above 0"),
-    "huge lr": (csv("n,a", *GOOD), {"given": {"lr": 1e39}}, "exceeds float32"),
+    "huge lr": (csv("n,a", *GOOD), {"given": {"lr": 1e39}}, "lr must be at most 1e.30"),
     "bad eps": (csv("n,a", *GOOD), {"given": {"eps": -1.0}}, "eps must be finite"),
     "bad decay": (csv("n,a", *GOOD), {"given": {"weight_decay": math.inf}}, "weight_decay must"),
     "no epochs": (csv("n,a", *GOOD), {"given": {"epochs": 0}}, "epochs must be from 1"),
@@ -317,6 +327,42 @@ def test_only_an_empty_cell_of_text_is_missing(tmp_path: Path) -> None:
     assert run.task.columns[0].kind == Numeric.kind
     assert run.task.columns[0].indicator
     assert "'None' in 20 cell(s) of 'a' is taken as a word like any other" in run.notices[0]
+
+
+@pytest.mark.parametrize("last", ["x0", "inf"])
+def test_text_further_down_leaves_other_columns_theirs(last: str, tmp_path: Path) -> None:
+    """Words of a column of numbers stay none, whatever another column has."""
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv("n,k,a", *rows("{i},{i},{a}", 1200, a=[1, 2]), f"NA,{last},1", "#NA,5,2"))
+    frame = read_table(path).frame
+    assert frame["n"].dtype == float
+    assert frame["n"].isna().tolist() == [False] * 1200 + [True] * 2
+    assert frame["k"].tolist()[1199:] == ["1199", last, "5"]
+
+
+def test_a_run_whose_rows_are_read_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv("n,a", *rows("{i},{a}", a=["x", "y"])))
+    folder = start(path, lambda name: tmp_path / name, {}, "a").folder
+    settings = folder.load_settings()
+    folder.save_settings(settings | {"rows": {"training": 30, "validation": 8}})
+    folder.unlock()
+    with pytest.raises(UserError, match=r"begun with 38 rows, and this adamas.*reads 40: train"):
+        resume(folder.path, {})
+
+
+def test_categories_that_look_like_numbers(tmp_path: Path) -> None:
+    values = {"a": ["10%", "20%"], "b": ["12 345", "12 346"], "c": ["192.168.100.200", "1.1.1.1"]}
+    frame = pd.DataFrame({name: pair * 20 for name, pair in values.items()})
+    columns, _ = fit_columns(frame, np.ones(40, np.bool_))
+    assert [column.kind for column in columns] == [Categorical.kind] * 3
+
+
+@pytest.mark.parametrize("text", ["1,{i:03}", "{i} %", "{i},5", "$1,{i:03}.50", "1 {i:03},5"])
+def test_numbers_in_a_way_of_their_own(text: str) -> None:
+    frame = pd.DataFrame({"n": [text.format(i=i) for i in range(40)]})
+    with pytest.raises(UserError, match="must be written as 1234567"):
+        fit_columns(frame, np.ones(40, np.bool_))
 
 
 def test_the_smallest_numbers_are_learnt(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adamas.torch import SGD, Adam, AdamW, RMSprop
+from adamas.torch import SGD, Adam, AdamW, RMSprop, convert_state_dict
 
 
 def frozen(value: Tensor) -> nn.Parameter:
@@ -84,3 +84,32 @@ def test_a_gradient_after_others_is_seen() -> None:
     optimizer.step()
     assert optimizer.state[late]["step"] == 1
     assert optimizer.state[other]["step"] == 3
+
+
+@pytest.mark.parametrize("state", [{"step": 1, "words": torch.ones(2)}, {"step": 1, "words": 3}])
+def test_a_state_that_no_step_knows(state: dict[str, Any]) -> None:
+    idle, other = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = AdamW([idle, other])
+    optimizer.state[idle] = state
+    for _ in range(2):
+        other.grad = torch.ones(2)
+        optimizer.step()
+    assert optimizer.state[idle] is state
+
+
+@pytest.mark.parametrize("before", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("after", ["float32", "bfloat16", "int8", "int4"])
+def test_a_group_has_one_format(before: str, after: str) -> None:
+    """That of those of its parameters, too, that have no gradient when it changes."""
+    params = [nn.Parameter(torch.ones(20)) for _ in range(2)]
+    optimizer = Adam(params, moments=before)
+    for p in params:
+        p.grad = torch.ones(20)
+    optimizer.step()
+    optimizer.param_groups[0]["moments"] = after
+    params[1].grad = None
+    optimizer.step()
+    keys = [set(optimizer.state[p]) for p in params]
+    assert keys[0] == keys[1]
+    result, _ = convert_state_dict(optimizer.state_dict())
+    assert {state["exp_avg"].shape for state in result["state"].values()} == {(20,)}

@@ -151,7 +151,15 @@ def test_parameters(rule: type[Any], options: dict[str, Any], dtype: torch.dtype
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
-@pytest.mark.parametrize(("rule", "options"), [*RULES, (AdamW, {"moments": "bfloat16"})])
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        *RULES,
+        (AdamW, {"moments": "bfloat16"}),
+        (AdamW, {"moments": "int8", "max_grad_norm": 1.0}),
+        (AdamW, {"moments": "int4", "skip_nonfinite": True}),
+    ],
+)
 def test_fake_parameters(rule: type[Any], options: dict[str, Any], dtype: torch.dtype) -> None:
     """With which memory is planned: they get the states of real ones."""
     if dtype == torch.float64 and "moments" in options:
@@ -164,6 +172,7 @@ def test_fake_parameters(rule: type[Any], options: dict[str, Any], dtype: torch.
             for _ in range(2):
                 param.grad = torch.ones(70, dtype=dtype)
                 optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
         states.append({k: getattr(v, "shape", v) for k, v in optimizer.state[param].items()})
     assert states[0] == states[1]
 
@@ -172,7 +181,7 @@ def test_fake_parameters(rule: type[Any], options: dict[str, Any], dtype: torch.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parameters_without_data(dtype: torch.dtype, moments: str) -> None:
     param = nn.Parameter(torch.ones(70, dtype=dtype, device="meta"))
-    optimizer = AdamW([param], moments=moments)
+    optimizer = AdamW([param], moments=moments, max_grad_norm=1.0, skip_nonfinite=True)
     for _ in range(2):
         param.grad = torch.ones_like(param)
         optimizer.step()

@@ -47,10 +47,10 @@ def run() -> int:
 
 def _typed(error: Any) -> str:
     """What was typed for the option that is wrong, where the message does not say it."""
-    names = getattr(getattr(error, "param", None), "opts", ())
+    names = [name for name in getattr(getattr(error, "param", None), "opts", ()) if name[0] == "-"]
+    found = None
     for typed, following in zip(sys.argv[1:], [*sys.argv[2:], None], strict=True):
         name, equals, value = typed.partition("=")
-        if name in names and (equals or following is not None):
-            value = value if equals else str(following)
-            return "" if repr(value) in str(error) else f", got {value!r}"
-    return ""
+        if name in names:  # of several, the last counts
+            found = value if equals else following
+    return "" if found is None or repr(found) in str(error) else f", got {found!r}"

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from . import UserError
-from .data import listed
+from .data import NO_NUMBER, listed
 
 Features = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 MOST_LEVELS = 100
 _LARGEST = 1e100
 # Numbers as some write them: 1,234,567 and 1 234,5 and 12 % and $5.
-_WRITTEN = r"[-+]?[$€£]?\d{1,3}(?:[,. '\u00a0\u202f]\d{3})*(?:[.,]\d+)?\s?[%$€£]?"
+_WRITTEN = r"[-+]?[$€£]?(?:\d+|\d{1,3}(?:[,. '\u00a0\u202f]\d{3})*)(?:[.,]\d+)?\s?[%$€£]?"
 LIMIT = 5.0
 
 
@@ -209,15 +209,17 @@ def _check_not_free_text(text: pd.Series[Any], name: str) -> None:
     distinct = present.nunique()
     many = distinct > 20 and distinct > len(present) / 4
     wordy = distinct > len(present) / 2 and present.str.count(" ").mean() >= 3
-    if present.str.fullmatch(_WRITTEN).all() and distinct > 1:
+    if not (many or wordy):
+        return
+    written = present[~present.isin(NO_NUMBER)]
+    if len(written) and written.str.fullmatch(_WRITTEN).all():
         raise UserError(
-            f"column {name!r} holds numbers such as {present.iloc[0][:40]!r}: they must be written "
-            f"as 1234567.8, without separators of thousands or signs; or leave it out with "
+            f"column {name!r} holds numbers such as {written.iloc[0][:40]!r}: they must be written "
+            "as 1234567.8, without separators of thousands or signs; or leave it out with "
             f"--drop {name!r}"
         )
-    if many or wordy:
-        raise UserError(
-            f"column {name!r} is free text ({distinct:,} different values in {len(present):,} "
-            f"rows, such as {present.iloc[0][:40]!r}): text must be categories that repeat; "
-            f"leave it out with --drop {name!r}"
-        )
+    raise UserError(
+        f"column {name!r} is free text ({distinct:,} different values in {len(present):,} "
+        f"rows, such as {present.iloc[0][:40]!r}): text must be categories that repeat; "
+        f"leave it out with --drop {name!r}"
+    )

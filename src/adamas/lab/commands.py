@@ -128,7 +128,10 @@ def _train(run: Any) -> None:
             with Display(console, task.target.score_name) as display:
                 finished = run.train(lambda: bool(received), display)
             if not finished:
-                console.print(f"stopped and saved; to continue: {folder.resume_command}")
+                stopped = f"stopped and saved; to continue: {folder.resume_command}"
+                console.print(stopped)
+                if console.lost:
+                    typer.echo(f"adamas: {stopped}", err=True)
                 raise typer.Exit(128 + received[0])
     write_results(run)
     last = folder.load_metrics()[-1]

@@ -21,7 +21,8 @@ from .names import did_you_mean
 DIGITS = "digits"
 _DELIMITERS = ",;\t|"
 # What stands for no number. In columns of text only an empty cell is missing: others are words.
-NO_NUMBER = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "NULL", "null", "None")
+NO_NUMBER = ["", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NULL", "null", "None"]
+NO_NUMBER += ["NaN", "-NaN", "nan", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"]
 _FIRST_ROWS = 1000
 
 
@@ -168,6 +169,8 @@ def _parse(path: Path, text: str, delimiter: str, as_text: Sequence[bool]) -> pd
                     raise ValueError  # to be told with the cell as it is written
             except ValueError:  # text further down
                 frame = read(())
+                for index in numeric:
+                    frame[index] = _as_numbers(frame[index])
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         reason = str(error).strip().splitlines()[0].removeprefix("Error tokenizing data. ")
         raise UserError(
@@ -182,6 +185,15 @@ def _parse(path: Path, text: str, delimiter: str, as_text: Sequence[bool]) -> pd
                     "every row must have as many cells as the first line"
                 )
     return frame
+
+
+def _as_numbers(cells: pd.Series[Any]) -> pd.Series[Any]:
+    """A column of cells as they are written, as numbers if all are, and finite."""
+    if _has_text(cells):
+        return cells
+    written = cells.where(~cells.isin(NO_NUMBER))
+    found = pd.to_numeric(written).astype(float)
+    return written if np.isinf(found).any() else found
 
 
 def _has_text(cells: pd.Series[Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +58,13 @@ class Live:
     def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self._console = console
         self._bar = Progress(*columns, console=console)
+        self._started = False
 
     def __enter__(self) -> Self:
         """Starts the live display on a terminal."""
         if self._console.is_terminal:
             self._bar.start()
+            self._started = True
         return self
 
     def __exit__(
@@ -71,8 +74,9 @@ class Live:
         trace: TracebackType | None,
     ) -> None:
         """Stops the live display."""
-        if self._console.is_terminal:
-            self._bar.stop()
+        if self._started:  # on a terminal that may be gone
+            with suppress(OSError):
+                self._bar.stop()
 
     def _print(self, text: str, console: Console | None = None) -> None:
         (console or self._console).print(text, highlight=False, markup=False, soft_wrap=True)

@@ -249,6 +249,11 @@ def _resume(
         )
     with folder.damaged(folder.settings):
         frame, name = _with_target(table, task.target.name, task.drop)
+        if len(frame) != sum(settings["rows"].values()):
+            raise UserError(
+                f"{folder.path} was begun with {sum(settings['rows'].values()):,} rows, and this "
+                f"adamas, which takes words such as NA for words, reads {len(frame):,}: train again"
+            )
         training = split(frame[name], task.target.kind, options.validation, options.seed)
         trainer = make_trainer(task, extended, frame, training)
     with folder.damaged(folder.checkpoint):

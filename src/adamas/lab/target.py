@@ -15,7 +15,7 @@ from .columns import Mask, as_text, finite_numbers, level_codes, numbers, scale_
 from .data import listed
 
 FEW = 20
-_LARGEST_LABEL = 2**53
+_TOO_LARGE_A_LABEL = 2**53
 MINIMUM_ROWS = 10
 
 
@@ -129,14 +129,15 @@ def check_target(series: pd.Series[Any], kind: str) -> None:
 
 
 def _check_labels(series: pd.Series[Any], name: str) -> None:
-    values = numbers(series)
-    if values is None or not (large := np.abs(values) > _LARGEST_LABEL).any():
+    if numbers(series) is None:
         return
-    raise UserError(
-        f"target {name!r} has the class {values[large][0]:.0f}: numbers that name classes must be "
-        f"at most 2^53 ({_LARGEST_LABEL:,}), above which neighbours are one float64; make them "
-        "text, as with a letter before, or use --regression"
-    )
+    values = finite_numbers(series, name)
+    if (large := np.abs(values) >= _TOO_LARGE_A_LABEL).any():
+        raise UserError(
+            f"target {name!r} has the class {values[large][0]:.0f}: numbers that name classes must "
+            "be below 2^53, from where on neighbours are one float64; make them text, as with a "
+            "letter before, or use --regression"
+        )
 
 
 def _check_classes(counts: pd.Series[int], name: str, numeric: bool) -> None:

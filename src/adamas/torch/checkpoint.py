@@ -15,6 +15,7 @@ from .. import formats
 from ..hyper import Rule
 from .hyperparameters import NAMES, mark_of, rule_of
 from .kinds import Kind, kept, kind_of
+from .layout import has_data
 from .recode import State, format_of
 from .scales import gather, shard
 from .sharding import is_sharded, local
@@ -372,6 +373,7 @@ def _check_coded(state: State, param: Tensor, kind: Kind, name: str) -> State:
                 f"the state of {name} must have {key} of shape {wanted[key].shape}, got {shape}: "
                 "it is of another model"
             )
-    halves = state["scales"].detach().cpu().contiguous().view(torch.int16).numpy()
-    formats.check_scales(halves.view("uint16"), f"the scales of {name}")
+    if has_data(state["scales"]):
+        halves = state["scales"].detach().cpu().contiguous().view(torch.int16).numpy()
+        formats.check_scales(halves.view("uint16"), f"the scales of {name}")
     return state

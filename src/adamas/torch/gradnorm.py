@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import native
 from ..norm import rounded_digits, rounded_estimate
-from .layout import COMPUTE
+from .layout import COMPUTE, has_data
 from .plain import real
 from .sharding import Shards
 
@@ -89,13 +89,20 @@ def divided(
 
 
 def rows_of(grads: Sequence[Tensor]) -> tuple[NDArray[np.int64], list[Tensor]]:
-    """Rows for gradients that no table has, and the copies on the CPU that they point to."""
-    copies = [real(grad).cpu().contiguous() for grad in grads]
-    copies = [c if c.dtype == torch.float64 else c.float() for c in copies]
-    rows = native.table(len(copies))
-    for row, copy in zip(rows, copies, strict=True):
-        row[native.GRAD], row[native.SIZE] = copy.data_ptr(), copy.numel()
-        row[native.TYPES] = native.types(COMPUTE[copy.dtype])
+    """Rows for gradients that no table has, and the copies on the CPU that they point to.
+
+    Those that have but a shape, whose squares nobody can know, add nothing.
+    """
+    rows = native.table(len(grads))
+    copies = []
+    for row, grad in zip(rows, grads, strict=True):
+        row[native.TYPES] = native.types("float32")
+        if has_data(grad):
+            copy = real(grad).cpu().contiguous()
+            copy = copy if copy.dtype == torch.float64 else copy.float()
+            row[native.GRAD], row[native.SIZE] = copy.data_ptr(), copy.numel()
+            row[native.TYPES] = native.types(COMPUTE[copy.dtype])
+            copies.append(copy)
     return rows, copies
 
 

@@ -23,7 +23,7 @@ from .gradnorm import divided, rows_of, squared_norm
 from .home import offloads
 from .hyperparameters import hyper_of, snapshot
 from .kinds import Kind, kept, kind_of, ordered
-from .layout import is_plain
+from .layout import has_data, is_plain
 from .options import Options
 from .overlap import address, refuse_overlap
 from .recode import State, trained
@@ -176,7 +176,7 @@ class Plan:
     def finite(self, unscale: float) -> bool:
         """Whether all gradients of the last look are, unscaled; their squares may not be."""
         grads = [local(e.param.grad) for e in self._fast if e.param.grad is not None]
-        grads += [grad for _, grad in self._grads]
+        grads += [grad for _, grad in self._grads if has_data(grad)]
         answer = torch.tensor(all(bool(torch.isfinite(grad * unscale).all()) for grad in grads))
         for shards in self._shards:
             answer = shards.all_reduce(answer.int(), least=True) if shards else answer
@@ -319,18 +319,15 @@ def name_of(group: dict[str, Any], number: int, i: int) -> str:
 
 
 def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) -> Iterator[Entry]:
-    """Each parameter once that has a gradient or a state, with the state it needs.
+    """Each parameter once that has a gradient, or a state to go on from, with the state it needs.
 
-    Those without a gradient are left alone, whatever they are, unless they can be stepped as they
-    are: then a plan lasts while gradients come and go.
+    Others without a gradient are left alone, whatever they and their states are.
     """
     found: dict[Tensor, tuple[str, int]] = {}
     for number, group in enumerate(groups):
         for i, param in enumerate(group["params"]):
-            name = name_of(group, number, i)
-            has_grad = param.grad is not None
-            if param not in found and (has_grad or _is_ready(param, states, kinds[number], counts)):
-                found[param] = name, number
+            if param not in found and (param.grad is not None or states.get(param)):
+                found[param] = name_of(group, number, i), number
     new = [
         (param, kinds[number])
         for param, (_, number) in found.items()
@@ -338,26 +335,28 @@ def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) ->
     ]
     made = dict(zip((param for param, _ in new), zero_states(new), strict=True))
     for param, (name, number) in found.items():
-        check_param(param, name)
-        if param.grad is not None:
-            check_grad(param, param.grad, name)
-            if kinds[number].differentiable:
-                check_recordable(param, states.get(param, {}), name)
+        kind = kinds[number]
         given = made[param] if param in made else states.get(param, {})
-        state = check_state(param, given, kinds[number], name, counts)
-        yield Entry(name, number, param, state, kinds[number].keys)
+        if param.grad is None:
+            idle = _idle_state(param, given, kind, name, counts)
+            if idle is not None:
+                yield Entry(name, number, param, idle, kind.keys)
+            continue
+        check_param(param, name)
+        check_grad(param, param.grad, name)
+        if kind.differentiable:
+            check_recordable(param, states.get(param, {}), name)
+        state = check_state(param, given, kind, name, counts)
+        yield Entry(name, number, param, state, kind.keys)
 
 
-def _is_ready(param: Tensor, states: States, kind: Kind, counts: bool) -> bool:
-    """Whether a parameter has the very state that a step needs."""
-    state = states.get(param)
-    if not state:
-        return False
+def _idle_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool) -> State | None:
+    """The state of a parameter without a gradient; None where no step could go on from it."""
     try:
-        check_param(param, "")
-        return check_state(param, state, kind, "", counts) is state
-    except (RuntimeError, TypeError, ValueError):
-        return False
+        check_param(param, name)
+        return check_state(param, state, kind, name, counts)
+    except Exception:  # whatever others have left there
+        return None
 
 
 def _written(entry: Entry, kind: Kind) -> list[Tensor]:

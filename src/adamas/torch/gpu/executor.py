@@ -163,8 +163,9 @@ class Executor:
         if self._launches.captured and not capturing:
             self._leave_to_graph()
         launches, guard = self._launches, self._guarded()
-        if self.counts and table.changed and any(not guard.shares(g) for _, _, g in outcome.graphs):
-            warnings.warn(_APART, stacklevel=2)
+        last = outcome.graphs[-1][-1] if outcome.graphs else guard
+        if self.counts and table.changed and not (capturing or guard.shares(last)):
+            warnings.warn(_APART, stacklevel=7)  # of who calls the optimizer's step
         new_to_graphs = capturing and not launches.captured
         if table.changed or capturing:
             launches.place(table.steps >= 0, capturing)
