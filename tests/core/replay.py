@@ -5,8 +5,11 @@ The command is the test's executable, perhaps under an emulator of another proce
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +59,13 @@ def replay(command: list[str], case: Case, data: bytes, isa: str, threads: int, 
 def main() -> None:
     command = sys.argv[1:]
     isas = subprocess.run([*command, "isas"], capture_output=True, text=True, check=True)
+    ways = [(isa, *of) for isa in isas.stdout.split() for of in ((1, 1 << 20), (2, 777))]
     kept, passed = hashes(), 0
-    for case in ALL_CASES:
-        data = recorded(case)
-        for isa in isas.stdout.split():
-            for threads, grain in ((1, 1 << 20), (2, 777)):
-                found = replay(command, case, data, isa, threads, grain)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # of processes that are waited for
+        for case in ALL_CASES:
+            of_case = partial(replay, command, case, recorded(case))
+            results = pool.map(of_case, *zip(*ways, strict=True))
+            for (isa, threads, _), found in zip(ways, results, strict=True):
                 if found != kept[case.name]:
                     raise SystemExit(f"{case.name}, {isa}, {threads} threads: other bits")
                 passed += 1
