@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +66,22 @@ def visit(browser: Browser) -> Visit:
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Where a page is, which is written once, though tests may come to it again."""
-    return cache(lambda name: PAGES[name].write(tmp_path_factory.mktemp("page")))
+    """Where a page is, which one of the processes that test writes for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def write(name: str) -> Path:
+        folder = shared / f"page of {name}"
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            place = folder / "place"
+            if not place.exists():
+                (folder / "files").mkdir()
+                place.write_text(str(PAGES[name].write(folder / "files")), encoding="utf-8")
+            return Path(place.read_text(encoding="utf-8"))
+
+    return write
 
 
 @pytest.fixture(scope="session", params=PAGES)
