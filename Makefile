@@ -15,8 +15,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 train: $(INSTALLED)
 	$(BIN)/adamas train $(ARGS)
 
+# One process more than there are processors: some tests wait for programs that they start.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal $(ARGS)
 
 # Thousands of random sequences beside torch.optim, for a run overnight.
 nightly: $(INSTALLED)
