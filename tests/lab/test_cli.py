@@ -1,18 +1,23 @@
 """The command line: what it prints, and its exit status."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from tables import mixed_csv
 
 from adamas import cli
+from adamas.lab import TrainingError
 from adamas.lab.data import read_table
+from adamas.lab.output import Output
 
 FAST = ("--epochs=2", "--layers=8")
 
@@ -67,25 +72,66 @@ def test_full_output(adamas: Adamas, tmp_path: Path) -> None:
     assert done.stderr == "adamas: [Errno 28] No space left on device\n"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("full", [True, False], ids=["a full disk", "a reader that has gone"])
-def test_training_goes_on_without_its_output(full: bool, adamas: Adamas, tmp_path: Path) -> None:
+WORK = {
+    "train": (["train", "mixed.csv", "--target=price", *FAST], "report.html"),
+    "compare": (["compare", "saddle", "--seeds=1", "--steps=5"], "compare.html"),
+    "tune": (["tune", "digits", "--trials=1", "--jobs=1", "--epochs=1", "--layers=8"], "best.json"),
+}
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+@pytest.mark.parametrize("command", WORK)
+def test_work_goes_on_without_its_output(
+    command: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    class Lost(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
     mixed_csv(tmp_path)
-    command = [sys.executable, "-m", "adamas.cli", "train", "mixed.csv", "--target=price"]
-    command += ["--out=run", *FAST]
+    monkeypatch.chdir(tmp_path)
+    arguments, result = WORK[command]
+    monkeypatch.setattr(sys, "argv", ["adamas", *arguments, "--out=run"])
+    monkeypatch.setattr(sys, "stdout", Lost())
+    assert cli.main() == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"could not be written ({os.strerror(number)})" in told
+    assert " in run" in told
+    assert (tmp_path / "run" / result).exists()
+
+
+def test_a_reader_that_has_gone(adamas: Adamas, tmp_path: Path) -> None:
+    mixed_csv(tmp_path)
+    command = [sys.executable, "-m", "adamas.cli", *WORK["train"][0], "--out=run"]
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w") as closed, open("/dev/full", "w") as device:
-        output = device if full else closed
-        done = subprocess.run(
-            command, stdout=output, stderr=subprocess.PIPE, text=True, check=False
-        )
+    with open(writer, "w") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert ("No space left on device" if full else "Broken pipe") in done.stderr
-    assert "run has all of it" in done.stderr
+    assert "could not be written (Broken pipe)" in done.stderr
     assert adamas("train", "--resume", "run")[1].startswith("run is finished")
-    assert Path("run/report.html").exists()
+
+
+def test_what_has_to_be_known_is_told_where_it_can(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    output = Output()
+    output.tell("first")
+    output.check("there")
+    assert capsys.readouterr() == ("first\n", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Gone())
+        output.tell("second")
+    output.print("third")  # even if there is one again
+    assert capsys.readouterr() == ("", "adamas: second\n")
+    with pytest.raises(TrainingError, match=r"\(Broken pipe\).*is in there"):
+        output.check("there")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from torch.nn.utils import parameters_to_vector
 from . import TrainingError
 from .model import loss_of, predict
 from .options import Options
+from .process import threads
 from .racers import Racer
-from .run import Prepared, Task, make_dataset, new_trainer, threads, threads_for
+from .run import Prepared, Task, make_dataset, new_trainer, threads_for
 from .surfaces import Surface
 from .training import Dataset, Metrics, Trainer
 

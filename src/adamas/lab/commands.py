@@ -103,10 +103,10 @@ def train(
 
 def _train(run: Any) -> None:
     """Trains a run that is prepared, and prints what comes of it."""
-    from . import TrainingError
-    from .progress import Display, Output, score_text
+    from .output import Output
+    from .process import stop_signals
+    from .progress import Display, score_text
     from .results import write_results
-    from .run import stop_signals
 
     console = Output()
     task, trainer, folder = run.task, run.trainer, run.folder
@@ -128,10 +128,7 @@ def _train(run: Any) -> None:
             with Display(console, task.target.score_name) as display:
                 finished = run.train(lambda: bool(received), display)
             if not finished:
-                stopped = f"stopped and saved; to continue: {folder.resume_command}"
-                console.print(stopped)
-                if console.lost:
-                    typer.echo(f"adamas: {stopped}", err=True)
+                console.tell(f"stopped and saved; to continue: {folder.resume_command}")
                 raise typer.Exit(128 + received[0])
     write_results(run)
     last = folder.load_metrics()[-1]
@@ -140,11 +137,7 @@ def _train(run: Any) -> None:
     console.print(f"validation {task.target.score_name} {score}, in {last['seconds']:.1f} s")
     console.print(f"report:     {folder.report}")
     console.print(f"to predict: adamas predict {name} data.csv")
-    if console.lost:
-        raise TrainingError(
-            f"standard output could not be written ({console.lost}); the training has gone on, and "
-            f"{folder.path} has all of it"
-        )
+    console.check(folder.path)
 
 
 def tune(

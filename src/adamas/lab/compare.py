@@ -23,10 +23,12 @@ from .files import write_text
 from .folder import make_folder, next_folder
 from .names import typed
 from .objective import find_task
+from .output import Output
+from .process import stop_signals
 from .progress import Live
 from .race import Race, race, rates
 from .racers import Racer
-from .run import prepare, stop_signals
+from .run import prepare
 from .space import parse_space
 from .surfaces import SURFACES
 
@@ -190,7 +192,7 @@ def compare(comparison: Comparison, out: Path | None) -> int:
         UserError: the folder cannot be used; nothing was raced.
         TrainingError: the folder cannot be written any more.
     """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Output()
     folder = _Folder(out or next_folder("compare"), comparison)
     for notice in comparison.notices:
         console.print(notice)
@@ -208,14 +210,15 @@ def compare(comparison: Comparison, out: Path | None) -> int:
             pass
     if len(races) == len(comparison.arenas):
         console.print(f"page: {folder.page}")
+        console.check(folder.page)
         return 0
     if races:
-        console.print(
+        console.tell(
             f"stopped after {len(races)} of {len(comparison.arenas)} races; page: {folder.page}"
         )
     else:
         folder.remove()
-        console.print("stopped before the first race was over: nothing is written")
+        console.tell("stopped before the first race was over: nothing is written")
     return 128 + received[0]
 
 

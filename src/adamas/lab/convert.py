@@ -12,7 +12,7 @@ from zipfile import is_zipfile
 import torch
 
 from ..torch.convert import Report, convert_state_dict
-from ..torch.foreign import stand_ins
+from ..torch.standins import stand_ins
 from . import UserError, out_of_memory
 from .files import write_atomically
 

@@ -21,8 +21,9 @@ from .names import did_you_mean
 DIGITS = "digits"
 _DELIMITERS = ",;\t|"
 # What stands for no number. In columns of text only an empty cell is missing: others are words.
-NO_NUMBER = ["", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NULL", "null", "None"]
-NO_NUMBER += ["NaN", "-NaN", "nan", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"]
+_UNKNOWN = ("", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NULL", "null", "None")
+_NOT_A_NUMBER = ("NaN", "-NaN", "nan", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
+NO_NUMBER = [*_UNKNOWN, *_NOT_A_NUMBER]
 _FIRST_ROWS = 1000
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from contextlib import suppress
 from types import TracebackType
@@ -19,32 +17,6 @@ if TYPE_CHECKING:
 
 _REFRESH = 0.1  # seconds
 _WIDE = 120  # columns
-
-
-class Output(Console):
-    """Standard output that may be lost: whoever reads along, the training goes on in its folder.
-
-    Attributes:
-        lost: why it was, or "".
-    """
-
-    lost = ""
-
-    def __init__(self) -> None:
-        super().__init__(highlight=False, markup=False, soft_wrap=True)
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Prints while it can."""
-        if self.lost:
-            return
-        try:
-            super().print(*objects, **options)
-        except OSError as error:
-            self.lost = error.strerror or str(error)
-
-    def on_broken_pipe(self) -> None:
-        """Leaves it to ``print``: rich would end the program."""
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class Live:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -22,6 +19,7 @@ from .data import DIGITS, Table, check_column, drop_columns, listed, read_table
 from .folder import FORMAT, RunFolder, TakenError
 from .model import MLP
 from .options import Options
+from .process import threads
 from .target import Classes, Target, check_target, fit_target, split, tell_kind
 from .training import Dataset, Make, Metrics, Trainer, train
 
@@ -334,36 +332,6 @@ def threads_for(trainer: Trainer) -> int:
     """
     weights = sum(parameter.numel() for parameter in trainer.model.parameters())
     return 1 if weights * trainer.options.batch_size < _SMALL_STEP else torch.get_num_threads()
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Lets torch use so many threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects the signals that ask to stop; a second one of a kind acts as it would without."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    for number in map(int, (signal.SIGINT, signal.SIGTERM)):
-        previous[number] = signal.signal(number, remember)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _with_target(table: Table, name: str | None, drop: tuple[str, ...]) -> tuple[pd.DataFrame, str]:

@@ -15,8 +15,8 @@ from .columns import Mask, as_text, finite_numbers, level_codes, numbers, scale_
 from .data import listed
 
 FEW = 20
-_TOO_LARGE_A_LABEL = 2**53
 MINIMUM_ROWS = 10
+_TOO_LARGE_A_LABEL = 2**53
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from . import TrainingError, UserError
 from .files import write_text
 from .names import typed
 from .objective import find_task
-from .run import stop_signals
+from .output import Output
+from .process import stop_signals
 from .search import Search, StudyFolder, find_folder, of_script, of_training
 from .space import Space, Values, code, command_options, parse_space
 from .storage import Storage, parse_url, quiet
@@ -206,7 +207,7 @@ def _tune(search: Search, request: Request, jobs: int, resumed: StudyFolder | No
         UserError: something that was asked for cannot be used; nothing is left behind.
         TrainingError: no trial ended well, or the study cannot be reached any more.
     """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Output()
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     storage = None
     if request.storage is not None:
@@ -244,7 +245,7 @@ class _Session:
         tuner: Tuner,
         stop: Callable[[], bool],
         received: list[int],
-        console: Console,
+        console: Output,
         errors: Console,
     ) -> int:
         search, study = self.search, self.study
@@ -262,7 +263,7 @@ class _Session:
             if study.completed:
                 self._write(console)
             if not finished:
-                console.print(f"stopped; to continue: {self.resume_command}")
+                console.tell(f"stopped; to continue: {self.resume_command}")
                 return 128 + received[0]
             if study.elsewhere:
                 console.print(
@@ -271,6 +272,7 @@ class _Session:
                 )
             if not study.completed:
                 raise TrainingError(self._nothing())
+            console.check(self.folder.path)
         return 0
 
     @property
