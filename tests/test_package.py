@@ -14,7 +14,7 @@ import adamas
 ROOT = Path(adamas.__file__).parent
 # Each may import those before it, of the package's own modules.
 ALONE = ["equations", "bias", "rounding", "memory", "norm", "interrupts", "text"]
-FRONT_ENDS = ["arraystate", "arrays", "optimizers", "torch"]
+FRONT_ENDS = ["arraystate", "arraychecks", "arrays", "optimizers", "torch"]
 ORDER = [*ALONE, "hyper", "formats", "footprint", "reference", "native", *FRONT_ENDS, "lab", "cli"]
 HEAVY = {
     "torch",

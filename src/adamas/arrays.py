@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arraystate, formats, native, reference
+from . import arraystate, native, reference
+from .arraychecks import check_grad, check_params, check_writeable
 from .arraystate import Format, listed, plain
 from .hyper import Coefficients, Rule
 from .interrupts import deferred
-from .memory import Array, Spans, address, overlaps_itself, shared
+from .memory import Array, Spans, address
 from .reference import State
 
 Arrays = Array | Sequence[Array | None] | Mapping[str, Array | None]
 
-_DTYPES = ("float16", "float32", "float64", "bfloat16")
 _COMPUTE = ["float32", "float64"]
 
 
@@ -48,7 +48,7 @@ class Optimizer:
     ) -> None:
         self._hyper = hyper
         self._format = Format(moments, master_bits)
-        self._params = _check_params(_named(params), self._format, hyper)
+        self._params = check_params(_named(params), self._format, hyper)
         self._spans = Spans(self._params.values())
         self._adopt(
             {
@@ -239,7 +239,7 @@ class Optimizer:
             if grad is None:
                 continue
             param = self._params[name]
-            _check_writeable(name, param)
+            check_writeable(name, param)
             if self._forms[name] != _form(param):
                 raise ValueError(
                     f"array {name!r} was resized or given another dtype after the optimizer was "
@@ -247,18 +247,7 @@ class Optimizer:
                 )
             if isinstance(grad, np.generic):  # what arithmetic makes of arrays without dimensions
                 grad = np.asarray(grad)
-            if not _is_array(grad) or not _goes_with(param, grad):
-                wide = param.dtype.name == "float64"
-                rule = "float64" if wide else "float32, bfloat16 or float16"
-                raise TypeError(
-                    f"the gradient of {name!r} must be an array of {rule} beside its array of "
-                    f"{param.dtype}, got {_kind(grad)}: convert it with numpy.asarray"
-                )
-            if grad.shape != param.shape:
-                raise ValueError(
-                    f"the gradient of {name!r} must have its array's shape {param.shape}, got "
-                    f"{grad.shape}: reshape it"
-                )
+            check_grad(name, param, grad)
             given[name] = grad
         return given
 
@@ -329,52 +318,9 @@ def _named(arrays: Any) -> dict[str, Any]:
     return {"0": arrays}
 
 
-def _check_params(params: dict[str, Any], form: Format, hyper: Rule) -> dict[str, Array]:
-    formats.check(*form)
-    if not params:
-        raise ValueError("params is empty: pass at least one array to optimize")
-    for name, param in params.items():
-        if not _is_array(param) or param.dtype.name not in _DTYPES:
-            raise TypeError(
-                f"array {name!r} must be a NumPy array of float16, float32, float64 or ml_dtypes' "
-                f"bfloat16, got {_kind(param)}: convert it with numpy.asarray(..., "
-                "dtype=numpy.float32)"
-            )
-        form.slots(param, hyper)  # raises where its dtype cannot have the format
-        _check_writeable(name, param)
-        if overlaps_itself(param):
-            raise ValueError(
-                f"elements of array {name!r} share memory, so one would be updated twice: pass a "
-                "copy"
-            )
-    if pair := shared(params):
-        raise ValueError(
-            f"arrays {pair[0]!r} and {pair[1]!r} share memory, so one would be updated twice: pass "
-            "the array once, or a copy"
-        )
-    return params
-
-
-def _is_array(value: object) -> bool:
-    """Whether it is an array whose arithmetic is NumPy's own."""
-    return isinstance(value, np.ndarray) and not isinstance(value, (np.ma.MaskedArray, np.matrix))
-
-
-def _check_writeable(name: str, param: Array) -> None:
-    if not param.flags.writeable:
-        raise ValueError(f"array {name!r} is read-only, and a step writes it in place: pass a copy")
-
-
 def _form(param: Array) -> tuple[Any, ...]:
     """What changes when an array is resized, or seen as another type."""
     return param.dtype, param.shape, param.strides
-
-
-def _goes_with(param: Array, grad: Array) -> bool:
-    if grad.dtype == param.dtype:
-        return True
-    name = grad.dtype.name
-    return name in _DTYPES and (name == "float64") == (param.dtype.name == "float64")
 
 
 def _like(param: Array, grad: Array) -> Array:
@@ -395,8 +341,3 @@ def _like(param: Array, grad: Array) -> Array:
 def _distinct(numbers: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
     distinct, index = np.unique(numbers, return_inverse=True)
     return distinct.tolist(), index.reshape(-1)
-
-
-def _kind(value: object) -> str:
-    dtype = getattr(value, "dtype", None)
-    return type(value).__name__ if dtype is None else f"{type(value).__name__} of {dtype}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adamas.torch.foreign import stand_ins
+from adamas.torch.standins import stand_ins
 
 SHAPES = [(3, 128), (7,)]
 STEP = 5

@@ -13,7 +13,7 @@ from layouts import BETAS, State, random
 from torch import Tensor, nn
 
 from adamas.torch import Adam, AdamW, convert_state_dict
-from adamas.torch.foreign import stand_ins
+from adamas.torch.standins import stand_ins
 
 
 def peer(name: str) -> Any:

@@ -228,8 +228,7 @@ def origin(numbers: Iterable[int], place: int) -> int:
 
 def _origins(saved_groups: list[dict[str, Any]], groups: list[dict[str, Any]]) -> list[int]:
     """The ``origin`` of each group; its place where the names do not say who was where."""
-    saved_names, names = _names(saved_groups), _names(groups)
-    if not (saved_names and names and _distinct(saved_names) and _distinct(names)):
+    if _names(saved_groups, groups) is None:
         return list(range(len(groups)))
     saved = [map(bare, group["param_names"]) for group in saved_groups]
     group_of = {name: number for number, members in enumerate(saved) for name in members}
@@ -250,9 +249,10 @@ def _matches(
     """
     keys = list(chain.from_iterable(group["params"] for group in saved_groups))
     params = [(p, kind_of(group)) for group in groups for p in group["params"]]
-    saved_names, names = _names(saved_groups), _names(groups)
-    if not (saved_names and names and _distinct(saved_names) and _distinct(names)):
+    both = _names(saved_groups, groups)
+    if both is None:
         return _matches_by_position(saved_groups, groups)
+    saved_names, names = both
     missing = [name for name in names if name not in set(saved_names)]
     extra = [name for name in saved_names if name not in set(names)]
     if strict and (missing or extra):
@@ -291,15 +291,12 @@ def _matches_by_position(
     return pairs, Match(0, len(pairs) - len(missing), missing, extra)
 
 
-def _names(groups: list[dict[str, Any]]) -> list[str] | None:
-    if not all("param_names" in group for group in groups):
+def _names(*sides: list[dict[str, Any]]) -> list[list[str]] | None:
+    """Those of each side's parameters; None unless both know them, and each has its own."""
+    if not all("param_names" in group for side in sides for group in side):
         return None
-    names = list(chain.from_iterable(group["param_names"] for group in groups))
-    return [bare(name) for name in names]
-
-
-def _distinct(names: list[str]) -> bool:
-    return len(set(names)) == len(names)
+    names = [[bare(name) for group in side for name in group["param_names"]] for side in sides]
+    return names if all(of and len(set(of)) == len(of) for of in names) else None
 
 
 def bare(name: str) -> str:

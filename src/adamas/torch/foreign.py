@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .recode import State, expanded
+from .recode import State, as_complex, expanded
 from .state import whole_step
 
 Group = dict[str, Any]
@@ -109,12 +109,6 @@ def _read(state: State, group: Group, name: str) -> State:
     if second.is_floating_point() and bool((second < 0).any()):
         raise _damaged(name, "exp_avg_sq of at least 0", float(second.min()))
     return {k: v for k, v in state.items() if k not in _MOMENTS} | moments | {"step": step}
-
-
-def as_complex(moment: Tensor) -> Tensor:
-    """A moment of complex numbers where it is of pairs, as formats below float32 keep them."""
-    pairs = moment.dtype in (torch.float32, torch.float64) and moment.shape[-1:] == (2,)
-    return torch.view_as_complex(moment.contiguous()) if pairs else moment
 
 
 def _widened(moment: Tensor) -> Tensor:
@@ -378,30 +372,3 @@ LAYOUTS = (
         _read,
     ),
 )
-
-
-class _StandIn(Tensor):
-    """A tensor of a subclass that is not installed: it holds its parts, and computes nothing."""
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch's is a built-in
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        raise NotImplementedError(f"{cls.__module__}.{cls.__qualname__} is not installed")
-
-
-def stand_ins() -> list[Any]:
-    """Classes to allow with ``torch.serialization.safe_globals`` where ``torch.load`` reads files.
-
-    They stand for torchao's, whether it is installed or not, and run no code of it.
-    """
-    folders = ("torchao.optim", "torchao.prototype.low_bit_optim")
-    return [
-        type(name, (_StandIn,), {"__module__": f"{folder}.{module}", "__qualname__": name})
-        for folder in folders
-        for module, name in (
-            ("subclass_8bit", "OptimState8bit"),
-            ("subclass_4bit", "OptimState4bit"),
-            ("subclass_fp8", "OptimStateFp8"),
-        )
-    ]

@@ -17,14 +17,15 @@ from .layout import COMPUTE, has_data
 from .plain import real
 from .sharding import Shards
 
+Wait = Callable[[], tuple[float, float]]
+"""Waits for a device, and gives the sum of some squares and what bounds its error."""
+
 
 class Adder(Protocol):
     """A device that holds gradients of a table, and adds them up where they are."""
 
-    def square_sum(
-        self, rows: NDArray[np.bool_], unscale: float
-    ) -> Callable[[], tuple[float, float]]:
-        """Begins what ``native.square_sum`` finds of these rows, and returns what waits for it."""
+    def square_sum(self, rows: NDArray[np.bool_], unscale: float) -> Wait:
+        """Begins what ``native.square_sum`` finds of these rows."""
 
     def gradients(self, rows: NDArray[np.bool_]) -> list[Tensor]:
         """Those of these rows."""
@@ -39,13 +40,11 @@ class Part(NamedTuple):
     elsewhere: Sequence[tuple[Adder, NDArray[np.bool_]]] = ()
     """and those that devices do: the rows of their tables."""
 
-    def begin(self, unscale: float) -> list[Callable[[], tuple[float, float]]]:
+    def begin(self, unscale: float) -> list[Wait]:
         """Lets all devices add up theirs, each beside the others."""
         return [adder.square_sum(rows, unscale) for adder, rows in self.elsewhere]
 
-    def estimate(
-        self, unscale: float, begun: Sequence[Callable[[], tuple[float, float]]]
-    ) -> tuple[float, float]:
+    def estimate(self, unscale: float, begun: Sequence[Wait]) -> tuple[float, float]:
         """The sum of the squares of this process's gradients, and what bounds its error.
 
         Args:

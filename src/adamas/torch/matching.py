@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .checkpoint import bare, parts
-from .foreign import Group, as_complex
-from .recode import State
+from .foreign import Group
+from .recode import State, as_complex
 
 Target = (
     torch.nn.Module

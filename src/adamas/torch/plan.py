@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
 from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from .. import native
 from ..hyper import Rule
 from ..interrupts import deferred
 from . import copied, cpu, gpu, plain
+from .entries import Groups, States, entries_of
 from .gpu import Needs
 from .gpu.offload import Offload
 from .gpu.staging import is_capturing
@@ -26,16 +26,14 @@ from .kinds import Kind, kept, kind_of, ordered
 from .layout import has_data, is_plain
 from .options import Options
 from .overlap import address, refuse_overlap
-from .recode import State, trained
+from .recode import trained
 from .sharding import local, local_like, shards_of
 from .state import (
     Entry,
     check_grad,
-    check_param,
     check_recordable,
     check_state,
     whole_step,
-    zero_states,
 )
 from .statistics import Found, Taken, columns_of
 from .table import Table
@@ -44,11 +42,9 @@ if TYPE_CHECKING:
     from .gpu import Outcome, Request
     from .gpu.executor import Executor
 
-Groups = list[dict[str, Any]]  # torch's param_groups
 NOTHING = Needs()
 _PARAMS = itemgetter("params")
 _NO_STEPS = np.zeros(0, np.int64)
-States = MutableMapping[Tensor, State]
 
 
 class Plan:
@@ -70,7 +66,7 @@ class Plan:
 
     def __init__(self, groups: Groups, states: States, needs: Needs = NOTHING) -> None:
         kinds = [kind_of(group) for group in groups]
-        entries = list(_entries(groups, kinds, states, needs.counts))
+        entries = list(entries_of(groups, kinds, states, needs.counts))
         takes = [_taken_on(e.param, kinds[e.group]) for e in entries]
         # Shards add up what they find.
         apart = needs.norms and any(shards_of(e.param) for e in entries)
@@ -310,53 +306,6 @@ def ready(plan: Plan | None, groups: Groups, states: States, needs: Needs = NOTH
         if not plan.look(groups):
             raise RuntimeError("a parameter or its state was moved while it was stepped")
     return plan
-
-
-def name_of(group: dict[str, Any], number: int, i: int) -> str:
-    """What errors and statistics call the parameter i of the group of this number."""
-    names = group.get("param_names")
-    return str(names[i]) if names else f"parameter {i} of group {number}"
-
-
-def _entries(groups: Groups, kinds: list[Kind], states: States, counts: bool) -> Iterator[Entry]:
-    """Each parameter once that has a gradient, or a state to go on from, with the state it needs.
-
-    Others without a gradient are left alone, whatever they and their states are.
-    """
-    found: dict[Tensor, tuple[str, int]] = {}
-    for number, group in enumerate(groups):
-        for i, param in enumerate(group["params"]):
-            if param not in found and (param.grad is not None or states.get(param)):
-                found[param] = name_of(group, number, i), number
-    new = [
-        (param, kinds[number])
-        for param, (_, number) in found.items()
-        if not (states.get(param) or offloads(param, kinds[number])) and is_plain(param)
-    ]
-    made = dict(zip((param for param, _ in new), zero_states(new), strict=True))
-    for param, (name, number) in found.items():
-        kind = kinds[number]
-        given = made[param] if param in made else states.get(param, {})
-        if param.grad is None:
-            idle = _idle_state(param, given, kind, name, counts)
-            if idle is not None:
-                yield Entry(name, number, param, idle, kind.keys)
-            continue
-        check_param(param, name)
-        check_grad(param, param.grad, name)
-        if kind.differentiable:
-            check_recordable(param, states.get(param, {}), name)
-        state = check_state(param, given, kind, name, counts)
-        yield Entry(name, number, param, state, kind.keys)
-
-
-def _idle_state(param: Tensor, state: State, kind: Kind, name: str, counts: bool) -> State | None:
-    """The state of a parameter without a gradient; None where no step could go on from it."""
-    try:
-        check_param(param, name)
-        return check_state(param, state, kind, name, counts)
-    except Exception:  # whatever others have left there
-        return None
 
 
 def _written(entry: Entry, kind: Kind) -> list[Tensor]:

@@ -49,6 +49,15 @@ def decoded(param: Tensor, state: Mapping[str, Any], keys: formats.Keys) -> tupl
     return first if keys[0] else None, second if keys[1] else None
 
 
+def as_complex(moment: Tensor) -> Tensor:
+    """A moment of complex numbers where it is of pairs, as formats below float32 keep them."""
+    pairs = moment.is_floating_point() and moment.shape[-1:] == (2,)
+    if not pairs:
+        return moment
+    wide = moment if moment.dtype == torch.float64 else moment.float()
+    return torch.view_as_complex(wide.contiguous())
+
+
 def expanded(state: State, group: Mapping[str, Any], name: str) -> State:
     """A checkpoint's state of Adam with moments in float32, of a parameter that is not at hand.
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .base import Optimizer
 from .conditions import request_of
+from .entries import name_of
 from .gpu import needs
-from .plan import Plan, name_of, ready
+from .plan import Plan, ready
 from .recode import State
 from .sharding import local
 

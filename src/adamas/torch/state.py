@@ -14,7 +14,7 @@ from .kinds import Kept, Kind
 from .kinds import kept as kept_beside
 from .layout import is_as_stored, is_dense, is_wrapper, lies_like
 from .overlap import address, overlaps_itself
-from .recode import State, format_of, recoded
+from .recode import State, as_complex, format_of, recoded
 from .sharding import alike, is_sharded, local, local_like, sharded_like
 
 
@@ -233,8 +233,7 @@ def _paired(average: Tensor, kept: Kept) -> Tensor:
         return average
     if average.is_complex():
         return torch.view_as_real(average.resolve_conj())
-    pairs = average.dim() > 0 and average.shape[-1] == 2
-    return torch.view_as_complex(average.float().contiguous()) if pairs else average
+    return as_complex(average)
 
 
 def whole_step(step: object, name: str) -> int:

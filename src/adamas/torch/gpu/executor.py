@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import compress
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from ... import native
 from ...hyper import Coefficients
 from ...interrupts import deferred
+from ..gradnorm import Wait
 from ..hyperparameters import device_row, hyper_of
 from ..recode import trained
 from ..sharding import local, local_like
@@ -76,9 +77,7 @@ class Executor:
         table.changed = False
         return list(found(entries, before, unscale))
 
-    def square_sum(
-        self, rows: NDArray[np.bool_], unscale: float
-    ) -> Callable[[], tuple[float, float]]:
+    def square_sum(self, rows: NDArray[np.bool_], unscale: float) -> Wait:
         """Begins to estimate the sum of the squares of the gradients of the last look.
 
         Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..gradnorm import Wait
 from .guard import multiprocessors
 from .jit import Launcher, jit_with
 from .launches import Launches
@@ -31,9 +31,7 @@ class Sums:
         self._chosen: dict[bytes, Tensor] = {}
         self._of_row = launches.of_row
 
-    def __call__(
-        self, rows: NDArray[np.bool_], unscale: float
-    ) -> Callable[[], tuple[float, float]]:
+    def __call__(self, rows: NDArray[np.bool_], unscale: float) -> Wait:
         """Begins to find the sum, and what bounds its error; see ``native.square_sum``.
 
         Args:
