@@ -124,7 +124,7 @@ void Watch::add_items(PyObject* state, nb::handle moments) {
   lines_.insert(lines_.end(), {dictionary, keys, keys + 64});
   PyObject *key, *value;
   for (Py_ssize_t at = 0; PyDict_Next(state, &at, &key, &value);) {
-    Item item{nb::borrow(key), {}, {}, 0, 0};
+    Item item{nb::borrow(key), {}, {}, 0, {}};
     int column = moments_column;
     for (nb::handle name : moments) {
       if (item.key.equal(name)) {
@@ -132,10 +132,8 @@ void Watch::add_items(PyObject* state, nb::handle moments) {
         item.column = column;
         item.local = unwrap(value);
         const nb::object& found = item.local ? item.local : item.moment;
-        void* address = nullptr;
-        if (torch_.data_pointer(tensor(found), &address))
-          throw nb::value_error("a moment has no memory");
-        item.address = reinterpret_cast<std::intptr_t>(address);
+        item.place = place(tensor(found));
+        if (item.place.kind == nowhere) throw nb::value_error("a moment has no memory");
         add_lines(found);
       }
       ++column;
@@ -201,10 +199,9 @@ nb::object Watch::unwrap_grad(Parameter& parameter, PyObject* grad) const {
 }
 
 bool Watch::stays(const Item& item, PyObject* value) const {
-  if (value != item.moment.ptr()) return false;  // and a wrapper keeps what it holds
-  void* address = nullptr;
-  return torch_.data_pointer(tensor(item.local ? item.local : item.moment), &address) == 0 &&
-         reinterpret_cast<std::intptr_t>(address) == item.address;
+  // A wrapper keeps what it holds.
+  return value == item.moment.ptr() &&
+         place(tensor(item.local ? item.local : item.moment)) == item.place;
 }
 
 // The number of steps that a parameter has made, 0 where a device counts them; -1 if it, its state
@@ -233,7 +230,7 @@ void Watch::fill(Matrix<std::int64_t, row_columns> rows) const {
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     rows(i, address_column) = parameters_[i].place.address;
     for (; k < parameters_[i].items_end; ++k)
-      if (items_[k].moment) rows(i, items_[k].column) = items_[k].address;
+      if (items_[k].moment) rows(i, items_[k].column) = items_[k].place.address;
   }
 }
 

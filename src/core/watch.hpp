@@ -89,7 +89,7 @@ class Watch {
   struct Item {
     nanobind::object key, moment, local;  // the last is what a wrapper holds, else null
     int column;                           // of a row, for the moment's address
-    std::int64_t address;
+    Place place;
   };
   struct Parameter {
     nanobind::object tensor, state, local, spec;  // the last two null but for a wrapper

@@ -86,6 +86,27 @@ def test_a_step_shows_in_the_versions_of_what_it_writes(
     assert (one._version, other._version) == (before[0], before[1] + 1)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_moment_that_is_turned_in_its_place(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address is what it was, and its elements are in another order."""
+    if not compiled:
+        monkeypatch.setattr(watch, "_exports", lambda: None)
+    params = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    optimizers = [Adam(params[:1], lr=0.1), torch.optim.Adam(params[1:], lr=0.1)]
+    for step in range(3):
+        for p, optimizer in zip(params, optimizers, strict=True):
+            if step:
+                optimizer.state[p]["exp_avg"].t_()
+            p.grad = torch.arange(9.0).reshape(3, 3) - 3.5
+            optimizer.step()
+    torch.testing.assert_close(params[0], params[1], rtol=0, atol=2e-6)
+    optimizers[0].state[params[0]]["exp_avg"].resize_(3)
+    with pytest.raises(ValueError, match=r"must have exp_avg of shape \(3, 3\), got \(3,\)"):
+        optimizers[0].step()
+
+
 def test_tensors_swapped_between_steps() -> None:
     """The parameter is then what the other was; a watch must neither refuse that nor miss it."""
     optimizer, one, _ = stepped()
