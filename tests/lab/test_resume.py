@@ -230,6 +230,23 @@ def test_disk_full_while_training(
     assert_same(state(tmp_path / "run"), whole["price"])
 
 
+def test_disk_full_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, dict[str, Any]]
+) -> None:
+    """What a kill has left of metrics is to be cut, which takes a file beside them."""
+    current = begin(tmp_path)
+    go(current, 7)
+    current.folder.unlock()
+    with open(tmp_path / "run/metrics.jsonl", "a") as metrics:
+        metrics.write('{"epoch": 2')
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "write_atomically", no_space)
+        with pytest.raises(UserError, match=r"run cannot be written \(No space left.*resume it"):
+            resume(tmp_path / "run", {})
+    go(resume(tmp_path / "run", {}))
+    assert_same(state(tmp_path / "run"), whole["price"])
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )

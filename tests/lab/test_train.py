@@ -1,8 +1,11 @@
 """Training: resumed runs equal those never stopped, and what is saved stays whole."""
 
+import errno
 import io
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +202,22 @@ def test_a_terminal_has_room_for_all_that_is_told(width: int, tmp_path: Path) ->
         last.strip(),
     )
     assert ("samples" in last) == (width > 80)
+
+
+def test_a_terminal_that_goes_away_leaves_the_streams_as_they_were(tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        there = True
+
+        def isatty(self) -> bool:
+            return self.there
+
+        def write(self, text: str) -> int:
+            if not self.there:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().write(text)
+
+    terminal, before = Terminal(), (sys.stdout, sys.stderr)
+    with Display(Console(file=terminal, force_interactive=True), "accuracy"):
+        assert sys.stderr is not before[1]
+        terminal.there = False
+    assert (sys.stdout, sys.stderr) == before
