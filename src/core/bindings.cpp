@@ -16,12 +16,13 @@
 #include "arrays.hpp"
 #include "isa.hpp"
 #include "norm.hpp"
+#include "pool.hpp"
 #include "step.hpp"
 #include "watch.hpp"
 
 namespace nb = nanobind;
-using adamas::Matrix;
 using adamas::ArrayWatch;
+using adamas::Matrix;
 using adamas::Watch;
 
 static std::vector<std::string> isa_names() {
@@ -136,6 +137,7 @@ NB_MODULE(_core, module) {
   nb::set_leak_warnings(false);
   module.def("isas", isa_names);
   module.def("environment", &std::getenv, nb::arg("name"));  // os.environ takes 1 us to ask
+  module.def("adopt", &adamas::adopt, nb::arg("parallel"), nb::arg("most_threads"));
   module.def("step", step, nb::arg("rows"), nb::arg("coefficients"), nb::arg("threads"),
              nb::arg("grain"), nb::arg("isa"), nb::arg("states"), nb::arg("steps"),
              nb::arg("measures").none());

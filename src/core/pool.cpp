@@ -31,16 +31,40 @@ class DefaultFloatingPoint {
 
 using Clock = std::chrono::steady_clock;
 
+using Work = std::function<void()>;
+
+// A framework's threads, null where there are none.
+using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+std::atomic<Parallel> parallel{nullptr};
+std::atomic<int (*)()> most_threads{nullptr};
+
+// A call of all of them, of which so many work.
+struct Call {
+  const Work* work;
+  std::atomic<int> places;
+
+  static void take(void* call) {
+    Call& self = *static_cast<Call*>(call);
+    if (self.places.fetch_sub(1) < 1) return;
+    const DefaultFloatingPoint mode;
+    (*self.work)();
+  }
+};
+
 class Pool {
  public:
-  void run(int helpers, const std::function<void()>& work, Then then) {
+  void run(int helpers, const Work& work, Helpers whose) {
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
-    if (!owner.owns_lock() || helpers < 1) return work();
+    if (!owner.owns_lock()) return work();
+    const Parallel all = whose == Helpers::of_framework ? parallel.load() : nullptr;
+    if (all && most_threads.load()() > helpers) {
+      Call call{&work, {helpers + 1}};
+      return all(Call::take, &call, 0, 0);
+    }
     {
       std::lock_guard<std::mutex> lock(mutex_);
       start(helpers);
       work_ = &work;
-      then_ = then;
       wanted_ = helpers < threads_ ? helpers : threads_;
     }
     for (int i = 0; i < helpers; ++i) wake_.notify_one();
@@ -71,17 +95,11 @@ class Pool {
       wake_.wait(lock, [this] { return wanted_ > 0; });
       --wanted_;
       active_.fetch_add(1);
-      const std::function<void()>* work = work_;
-      const Then then = then_;
+      const Work* work = work_;
       lock.unlock();
       (*work)();
       lock.lock();
       if (active_.fetch_sub(1) == 1) idle_.notify_one();
-      if (then == Then::sleep) continue;
-      lock.unlock();
-      const auto until = Clock::now() + std::chrono::microseconds(200);
-      while (wanted_ == 0 && Clock::now() < until) std::this_thread::yield();
-      lock.lock();
     }
   }
 
@@ -97,12 +115,10 @@ class Pool {
   }
 
   std::mutex owner_;  // held by the caller whom the helpers work for
-  std::mutex mutex_;  // guards what follows; the atomics are also read without it
+  std::mutex mutex_;  // guards what follows; the atomic is also read without it
   std::condition_variable wake_, idle_;
-  const std::function<void()>* work_ = nullptr;
-  Then then_ = Then::sleep;
-  int threads_ = 0;
-  std::atomic<int> wanted_{0};
+  const Work* work_ = nullptr;
+  int threads_ = 0, wanted_ = 0;
   std::atomic<int> active_{0};
 };
 
@@ -113,8 +129,11 @@ Pool& pool() {
   static const bool registered = [] {
 #ifndef _WIN32
     // A child has none of its parent's threads, and perhaps its locks held: it starts with a new
-    // pool.
-    pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
+    // pool. OpenMP does not, and would wait for its threads forever.
+    pthread_atfork(nullptr, nullptr, [] {
+      the_pool.store(nullptr);
+      parallel.store(nullptr);
+    });
 #endif
     return true;
   }();
@@ -132,12 +151,18 @@ Pool& pool() {
 
 }  // namespace
 
-void run(int helpers, const std::function<void()>& work, Then then) {
+void run(int helpers, const Work& work, Helpers whose) {
   const DefaultFloatingPoint mode;
   if (helpers < 1)
     work();
   else
-    pool().run(helpers, work, then);
+    pool().run(helpers, work, whose);
+}
+
+void adopt(std::uintptr_t all, std::uintptr_t most) {
+  pool();  // a fork minds both
+  most_threads.store(reinterpret_cast<int (*)()>(most));
+  parallel.store(reinterpret_cast<Parallel>(all));
 }
 
 }  // namespace adamas

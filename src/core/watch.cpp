@@ -252,9 +252,9 @@ int Watch::look(Matrix<std::int64_t, row_columns> rows,
     const std::lock_guard<std::mutex> lock(mutex);
     all.add(seen);
   };
-  // A step follows, by these threads if it is the processor's.
+  // Beside a GPU the framework's threads sleep, and are more than it is worth waking.
   const bool on_cpu = count != 0 && parameters_.front().place.on_cpu();
-  run(wrapped_ ? 0 : share - 1, work, on_cpu ? Then::stay_awake : Then::sleep);
+  run(wrapped_ ? 0 : share - 1, work, on_cpu ? Helpers::of_framework : Helpers::own);
   which_ = std::move(all.which);
   std::sort(which_.begin(), which_.end());
   return all.answer | (all.least != all.most ? uneven : 0);

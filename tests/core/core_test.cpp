@@ -189,9 +189,28 @@ int test_callers() {
   return 4;
 }
 
-// Calls in turn after which helpers sleep or stay awake, each with a plain array as its share's
-// memory: a helper that came too late, or stayed too long, would write into another call's.
+// A framework's threads, as OpenMP has them: all are called whatever is to be done.
+constexpr int team_size = 4;
+std::atomic<int> parallel_calls{0};
+
+int most_threads() { return team_size; }
+
+void parallel(void (*function)(void*), void* data, unsigned, unsigned) {
+  ++parallel_calls;
+  std::vector<std::thread> others;
+  for (int i = 1; i < team_size; ++i) others.emplace_back(function, data);
+  function(data);
+  for (std::thread& other : others) other.join();
+}
+
+void adopt_team() {
+  adopt(reinterpret_cast<std::uintptr_t>(parallel), reinterpret_cast<std::uintptr_t>(most_threads));
+}
+
+// Calls in turn by our helpers and a framework's, each with a plain array as its share's memory: a
+// helper that came too late, or stayed too long, would write into another call's.
 int test_helpers() {
+  adopt_team();
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 2; ++caller)
     callers.emplace_back([] {
@@ -201,7 +220,7 @@ int test_helpers() {
         const auto work = [&] {
           for (std::size_t i; (i = next.fetch_add(1)) < done.size();) ++done[i];
         };
-        run(3, work, call % 2 ? Then::sleep : Then::stay_awake);
+        run(3, work, call % 2 ? Helpers::own : Helpers::of_framework);
         check(done == std::vector<int>(64, 1), "each share once");
       }
     });
@@ -209,19 +228,45 @@ int test_helpers() {
   return 1;
 }
 
+// How often a call of `run` calls a framework's threads.
+int calls_for(int helpers, Helpers whose) {
+  std::atomic<int> works{0};
+  const int before = parallel_calls;
+  run(helpers, [&] { ++works; }, whose);
+  check(works >= 1 && works <= helpers + 1, "no more work than are wanted");
+  const int calls = parallel_calls - before;
+  check(!calls || works == helpers + 1, "all that are wanted work");
+  return calls;
+}
+
+// All threads of a framework are called, and as many as are wanted work; where it has too few, our
+// own do.
+int test_framework() {
+  adopt_team();
+  for (int helpers = 1; helpers < team_size; ++helpers)
+    check(calls_for(helpers, Helpers::of_framework) == 1, "a framework's threads");
+  check(calls_for(0, Helpers::of_framework) == 0, "the caller alone");
+  check(calls_for(team_size, Helpers::of_framework) == 0, "too few threads");
+  check(calls_for(1, Helpers::own) == 0, "our own threads");
+  adopt(0, 0);
+  check(calls_for(1, Helpers::of_framework) == 0, "no framework");
+  return 7;
+}
+
 int test_fork() {
   const std::vector<std::int64_t> sizes = {3000};
   Tensors plain(sizes, Dtype::float32), before(sizes, Dtype::float32);
   step_all(plain, isas()[0], 1, 1 << 30);
   step_all(before, isas()[0], 3, 100);  // the pool runs
+  adopt_team();
   const pid_t child = fork();
   if (child == 0) {
     Tensors tensors(sizes, Dtype::float32);
     step_all(tensors, isas()[0], 3, 100);
-    _exit(tensors.memory == plain.memory ? 0 : 1);
+    _exit(tensors.memory == plain.memory && !parallel_calls ? 0 : 1);
   }
   int status = -1;
-  check(waitpid(child, &status, 0) == child && status == 0, "a step after fork");
+  check(waitpid(child, &status, 0) == child && status == 0, "a step after fork, by our threads");
   return 1;
 }
 
@@ -289,6 +334,6 @@ int main(int argc, char** argv) {
   // Apart, since neither the thread sanitizer nor qemu follows threads into a forked process.
   const int passed = what == "fork" ? test_fork()
                                     : test_bits() + test_sums_and_measures() + test_sizes() +
-                                          test_callers() + test_helpers();
+                                          test_callers() + test_helpers() + test_framework();
   std::printf("%d passed, 0 failed\n", passed);
 }

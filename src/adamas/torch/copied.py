@@ -16,6 +16,7 @@ from .layout import has_data
 from .plain import real
 from .recode import State
 from .sharding import local, place_in_whole
+from .threads import threads
 
 
 def needed(param: Tensor, kind: Kind) -> bool:
@@ -73,6 +74,6 @@ def step(
 
         Launches(rows, device).step(table)
     else:
-        native.step(rows, table, torch.get_num_threads())
+        native.step(rows, table, threads())
     for target, copy in zip(targets, copies, strict=True):
         yield target, torch.view_as_complex(copy) if target.is_complex() else copy

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import compress
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .. import native
 from .statistics import Found
 from .table import Table
+from .threads import threads
 
 
 def step(table: Table, coefficients: NDArray[np.float64], measure: bool) -> list[Found]:
@@ -29,8 +29,8 @@ def step(table: Table, coefficients: NDArray[np.float64], measure: bool) -> list
         rows = rows[steps >= 0]
     table.touch()  # first, while that is still in the caches
     measures = np.zeros((len(rows), native.MEASURES)) if measure else None
-    threads, counts = torch.get_num_threads(), (table.states, steps)
-    native.step(rows, coefficients, threads, counts=counts, measures=measures)
+    counts = table.states, steps
+    native.step(rows, coefficients, threads(), counts=counts, measures=measures)
     if measures is None:
         return []
     entries = compress(table.entries, steps >= 0)

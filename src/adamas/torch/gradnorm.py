@@ -16,6 +16,7 @@ from ..norm import rounded_digits, rounded_estimate
 from .layout import COMPUTE, has_data
 from .plain import real
 from .sharding import Shards
+from .threads import threads
 
 Wait = Callable[[], tuple[float, float]]
 """Waits for a device, and gives the sum of some squares and what bounds its error."""
@@ -51,7 +52,7 @@ class Part(NamedTuple):
             unscale: what the gradients are multiplied with first.
             begun: what ``begin`` gave.
         """
-        value, bound = native.square_sum(self.rows, unscale, torch.get_num_threads())
+        value, bound = native.square_sum(self.rows, unscale, threads())
         for wait in begun:
             more, error = wait()
             value, bound = value + more, bound + error + (value + more) * 2.0**-52
@@ -62,7 +63,7 @@ class Part(NamedTuple):
         grads = [grad for adder, rows in self.elsewhere for grad in adder.gradients(rows)]
         rows, copies = rows_of(grads)
         every = np.concatenate([self.rows, rows])
-        found: NDArray[np.int64] = native.exact_square_sum(every, unscale, torch.get_num_threads())
+        found: NDArray[np.int64] = native.exact_square_sum(every, unscale, threads())
         del copies  # whose addresses the rows had
         return found
 

@@ -14,6 +14,7 @@ from .layout import COMPUTE, is_as_stored, lies_like
 from .overlap import shared
 from .sharding import alike, local, local_like, place_in_whole
 from .state import Entry, check_grad
+from .threads import threads
 from .watch import watch
 
 # The columns of what a step writes, in the order of ``kinds.by_column`` but for the first.
@@ -100,7 +101,7 @@ class Table:
     def _look(self) -> int:
         # Without it torch looks for __torch_function__ at each access to a subclass's gradient.
         with torch._C.DisableTorchFunctionSubclass():
-            answer = self._watch.look(self.rows, self.steps, torch.get_num_threads())
+            answer = self._watch.look(self.rows, self.steps, threads())
         if answer & native.MOVED:
             return native.MOVED
         was_even, self.even = self.even, not answer & native.UNEVEN

@@ -14,6 +14,7 @@ from ...interrupts import deferred
 from ..sharding import local
 from ..statistics import Found
 from ..table import Table
+from ..threads import threads
 from .chunks import Chunk, Span, chunks_of
 from .ring import AHEAD, ring_of
 from .staging import is_capturing
@@ -119,7 +120,7 @@ class Offload:
         rows[:, native.COEFFICIENTS] = self._table.rows[chunk.of, native.COEFFICIENTS]
         found = None if measures is None else np.zeros((len(rows), native.MEASURES))
         rows[:, _PLACES] += self._ring.arrived(number)
-        native.step(rows, coefficients, torch.get_num_threads(), measures=found)
+        native.step(rows, coefficients, threads(), measures=found)
         self._ring.send(number, chunk, self._targets[number])
         if measures is not None and found is not None:
             largest = measures[:, _LARGEST].copy()

@@ -1,0 +1,39 @@
+"""torch's threads, which the core's calls run on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+import torch
+
+from .. import native
+
+
+def threads() -> int:
+    """How many threads torch computes with, for a call of the core, which they now run."""
+    _adopt()
+    return torch.get_num_threads()
+
+
+@cache
+def _adopt() -> None:
+    """Has the core run on torch's threads, where torch computes by OpenMP.
+
+    Else torch's, which spin for some milliseconds after each of its operations, would share the
+    processors with the core's own, and a step after ``backward`` takes up to twice as long.
+    """
+    if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
+        return
+    # In the order in which torch itself finds OpenMP: one that was loaded before goes first.
+    for library in (None, torch._C.__file__):
+        try:
+            functions = ctypes.CDLL(library, os.RTLD_NOLOAD)
+            most = functions.omp_get_max_threads
+            parallel = functions.GOMP_parallel
+        except (AttributeError, OSError, TypeError):
+            continue
+        if most() == torch.get_num_threads():  # or else it is another OpenMP
+            native.adopt(*(ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (parallel, most)))
+        return
