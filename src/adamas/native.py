@@ -37,7 +37,7 @@ MOVED, STRANGE, CHANGED, UNEVEN = 1, 2, 4, 8
 Watch = _core.Watch
 ArrayWatch = _core.ArrayWatch
 identical = _core.identical
-adopt = _core.adopt  # a framework's threads; src/core/pool.hpp
+adopt = _core.adopt  # a framework's threads, and why: src/core/pool.hpp
 
 _MOST_THREADS = 1 << 10
 LONGEST = 1 << 62  # elements in a run: of a whole tensor; a multiple of 64, as the core likes it

@@ -37,6 +37,7 @@ using Work = std::function<void()>;
 using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 std::atomic<Parallel> parallel{nullptr};
 std::atomic<int (*)()> most_threads{nullptr};
+std::atomic<bool> forked{false};  // then they are not there
 
 // A call of all of them, of which so many work.
 struct Call {
@@ -57,7 +58,7 @@ class Pool {
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
     if (!owner.owns_lock()) return work();
     const Parallel all = whose == Helpers::of_framework ? parallel.load() : nullptr;
-    if (all && most_threads.load()() > helpers) {
+    if (all && !forked.load() && most_threads.load()() > helpers) {
       Call call{&work, {helpers + 1}};
       return all(Call::take, &call, 0, 0);
     }
@@ -125,19 +126,17 @@ class Pool {
 // Never destroyed: its threads may still sleep in it while the process exits.
 std::atomic<Pool*> the_pool{nullptr};
 
-Pool& pool() {
-  static const bool registered = [] {
 #ifndef _WIN32
-    // A child has none of its parent's threads, and perhaps its locks held: it starts with a new
-    // pool. OpenMP does not, and would wait for its threads forever.
-    pthread_atfork(nullptr, nullptr, [] {
-      the_pool.store(nullptr);
-      parallel.store(nullptr);
-    });
+// A child has none of its parent's threads, and perhaps its locks held: it starts with a new pool.
+// OpenMP does not, and would wait for its threads forever. From the first: a parent may compute,
+// and leave it to its child to step.
+const int registered = pthread_atfork(nullptr, nullptr, [] {
+  the_pool.store(nullptr);
+  forked.store(true);
+});
 #endif
-    return true;
-  }();
-  (void)registered;
+
+Pool& pool() {
   Pool* found = the_pool.load();
   if (!found) {
     Pool* made = new Pool;
@@ -160,7 +159,6 @@ void run(int helpers, const Work& work, Helpers whose) {
 }
 
 void adopt(std::uintptr_t all, std::uintptr_t most) {
-  pool();  // a fork minds both
   most_threads.store(reinterpret_cast<int (*)()>(most));
   parallel.store(reinterpret_cast<Parallel>(all));
 }

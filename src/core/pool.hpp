@@ -19,7 +19,7 @@ enum class Helpers { of_framework, own };
 void run(int helpers, const std::function<void()>& work, Helpers whose = Helpers::of_framework);
 
 // Lets the threads of a framework help from now on, which it uses through OpenMP, by the addresses
-// of its GOMP_parallel and omp_get_max_threads; 0 for neither.
+// of its GOMP_parallel and omp_get_max_threads; 0 for neither. A forked process has none of them.
 //
 // After work of their own such threads spin for some milliseconds, since more may come. Ours would
 // share the processors with them: in a training loop a step takes up to twice as long then. All of

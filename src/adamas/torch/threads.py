@@ -19,11 +19,7 @@ def threads() -> int:
 
 @cache
 def _adopt() -> None:
-    """Has the core run on torch's threads, where torch computes by OpenMP.
-
-    Else torch's, which spin for some milliseconds after each of its operations, would share the
-    processors with the core's own, and a step after ``backward`` takes up to twice as long.
-    """
+    """Has the core run on torch's threads, where torch computes by OpenMP; ``adopt`` says why."""
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
         return
     # In the order in which torch itself finds OpenMP: one that was loaded before goes first.
@@ -34,6 +30,6 @@ def _adopt() -> None:
             parallel = functions.GOMP_parallel
         except (AttributeError, OSError, TypeError):
             continue
-        if most() == torch.get_num_threads():  # or else it is another OpenMP
+        if torch.get_num_threads() == most():  # in this order: torch may set it when it is asked
             native.adopt(*(ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (parallel, most)))
         return
