@@ -28,7 +28,10 @@ def main() -> None:
         timings = [t for t in result["timings"] if t["milliseconds"]]
         timings = [t for t in timings if not t["key"].endswith(OTHER_RULES)]
         timings.sort(key=lambda t: t["milliseconds"])
-        parts.append(f'<text class="title" x="8" y="{y + 16}">{result["title"]}</text>')
+        parts.append(
+            f'<text x="8" y="{y + 16}"><tspan class="title">{result["title"]}</tspan>'
+            " (bars are logarithmic)</text>"
+        )
         y += ROW
         shortest = min(t["milliseconds"] for t in timings)
         span = math.log(max(t["milliseconds"] for t in timings) / shortest)
