@@ -278,47 +278,88 @@ T* read(std::vector<T>& into, std::size_t count) {
   return into.data();
 }
 
-// Input: int64 rows, steps, sets, threads, grain; the name of an instruction set in 16 bytes; for
-// each row int64 size, set, types and bytes of each array; the arrays; for each step the
-// coefficients and the gradients. Output: the arrays of each row, but for its gradient.
+// How a case is stepped.
+struct Way {
+  char isa[16];
+  std::int64_t threads, grain;
+
+  Kernel kernel() const {
+    for (const Isa& known : isas())
+      if (!std::strncmp(known.name, isa, sizeof isa)) return known.kernel;
+    check(false, "this processor has no instruction set of that name");
+    return nullptr;
+  }
+};
+
+// Tensors, and all that each of their steps is given.
+class Recorded {
+ public:
+  Recorded(std::int64_t rows, std::int64_t steps, std::int64_t sets)
+      : rows_(rows), initial_(rows * array_count), coefficients_(steps), gradients_(steps * rows) {
+    read(table_, rows * entry_size);
+    for (std::size_t k = 0; k < initial_.size(); ++k) read(initial_[k], bytes(k));
+    for (std::int64_t t = 0; t < steps; ++t) {
+      read(coefficients_[t], sets * coefficient_count);
+      for (std::int64_t r = 0; r < rows; ++r) read(gradient(t, r), bytes(r * array_count + grad));
+    }
+  }
+
+  // The arrays after the steps.
+  std::vector<std::vector<char>> stepped(const Way& way) {
+    const Kernel kernel = way.kernel();
+    std::vector<std::vector<char>> arrays = initial_;
+    std::vector<Row> rows;
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      std::vector<void*> of_row;
+      for (int k = 0; k < array_count; ++k) {
+        std::vector<char>& array = arrays[r * array_count + k];
+        of_row.push_back(array.empty() ? nullptr : array.data());
+      }
+      const std::int64_t* entry = &table_[r * entry_size];
+      Types types;
+      std::memcpy(&types, &entry[2], sizeof types);
+      rows.push_back(row_of(of_row, entry[0], types));
+      rows.back().coefficients = entry[1];
+    }
+    for (std::size_t t = 0; t < coefficients_.size(); ++t) {
+      for (std::int64_t r = 0; r < rows_; ++r)
+        std::copy(gradient(t, r).begin(), gradient(t, r).end(),
+                  arrays[r * array_count + grad].begin());
+      step(rows.data(), rows_, coefficients_[t].data(), kernel, static_cast<int>(way.threads),
+           way.grain);
+    }
+    return arrays;
+  }
+
+ private:
+  static constexpr int entry_size = 3 + array_count;
+  std::size_t bytes(std::size_t k) const {
+    return table_[k / array_count * entry_size + 3 + k % array_count];
+  }
+  std::vector<char>& gradient(std::size_t t, std::int64_t r) { return gradients_[t * rows_ + r]; }
+
+  std::int64_t rows_;
+  std::vector<std::int64_t> table_;
+  std::vector<std::vector<char>> initial_;
+  std::vector<std::vector<double>> coefficients_;
+  std::vector<std::vector<char>> gradients_;
+};
+
+// Input: int64 rows, steps, sets, ways; the ways; for each row int64 size, set, types and bytes of
+// each array; the arrays; for each step the coefficients and the gradients. Output: for each way
+// the arrays of each row, but for its gradient. All ways are of one process, which takes longer to
+// begin and to end under a sanitizer than all of them.
 int replay() {
-  std::vector<std::int64_t> head, table;
-  std::vector<char> name;
-  read(head, 5);
-  read(name, 16);
-  constexpr int entry_size = 3 + array_count;
-  read(table, head[0] * entry_size);
-  Kernel kernel = nullptr;
-  for (const Isa& isa : isas())
-    if (!std::strncmp(isa.name, name.data(), 16)) kernel = isa.kernel;
-  check(kernel, "this processor has no instruction set of that name");
-  std::vector<std::vector<char>> memory(head[0] * array_count);
-  std::vector<Row> rows;
-  for (std::int64_t r = 0; r < head[0]; ++r) {
-    const std::int64_t* entry = &table[r * entry_size];
-    std::vector<void*> arrays;
-    for (int k = 0; k < array_count; ++k) {
-      std::vector<char>& mine = memory[r * array_count + k];
-      read(mine, entry[3 + k]);
-      arrays.push_back(mine.empty() ? nullptr : mine.data());
-    }
-    Types types;
-    std::memcpy(&types, &entry[2], sizeof types);
-    rows.push_back(row_of(arrays, entry[0], types));
-    rows.back().coefficients = entry[1];
+  std::vector<std::int64_t> head;
+  std::vector<Way> ways;
+  read(head, 4);
+  read(ways, head[3]);
+  Recorded recorded(head[0], head[1], head[2]);
+  for (const Way& way : ways) {
+    const auto arrays = recorded.stepped(way);
+    for (std::size_t k = 0; k < arrays.size(); ++k)
+      if (k % array_count != grad) std::fwrite(arrays[k].data(), 1, arrays[k].size(), stdout);
   }
-  std::vector<double> coefficients;
-  for (std::int64_t t = 0; t < head[1]; ++t) {
-    read(coefficients, head[2] * coefficient_count);
-    for (std::int64_t r = 0; r < head[0]; ++r) {
-      std::vector<char>& gradient = memory[r * array_count + grad];
-      read(gradient, gradient.size());
-    }
-    step(rows.data(), head[0], coefficients.data(), kernel, static_cast<int>(head[3]), head[4]);
-  }
-  for (std::size_t k = 0; k < memory.size(); ++k)
-    if (k % array_count != grad && !memory[k].empty())
-      std::fwrite(memory[k].data(), 1, memory[k].size(), stdout);
   return 0;
 }
 
