@@ -156,6 +156,47 @@ def test_bad_settings_are_refused(settings: dict[str, object]) -> None:
         stepped(3, "float32", **settings)
 
 
+@pytest.mark.parametrize("ends", [[0, 2], [4], []])
+def test_a_gate_of_other_rows_is_refused(ends: list[int]) -> None:
+    with pytest.raises(ValueError, match="a gate must have the rows' elements"):
+        stepped(3, "float32", gate=native.Gate(ends))
+
+
+def test_a_gate_knows_its_parts() -> None:
+    for ends in ([2, 1], [-1]):
+        with pytest.raises(ValueError, match="one behind the other"):
+            native.Gate(ends)
+    gate = native.Gate([1, 3])
+    for ask in (gate.open, gate.wait):
+        with pytest.raises(IndexError, match="no such part"):
+            ask(2)
+    gate.close()
+    assert not gate.wait(1)
+
+
+def test_a_step_waits_at_a_gate_without_the_interpreter() -> None:
+    ends = [1024, 1024, 40_000]
+    gate = native.Gate(ends)
+    param = numbers(3, ends[-1], "float32", -3, 3)
+    grad = numbers(4, ends[-1], "float32", -3, 3)
+    expected, _ = reference.step(param, grad, reference.initial_state(param, HYPER), HYPER)
+    state, before = reference.initial_state(param, HYPER), param.copy()
+
+    def step() -> None:
+        coefficients = np.array([HYPER.coefficients(1)])
+        native.step(rows_of(param, grad, state), coefficients, 2, grain=777, gate=gate)
+
+    caller = threading.Thread(target=step)
+    caller.start()
+    for part, (begin, end) in enumerate(pairwise([0, *ends])):
+        assert np.array_equal(param[begin:], before[begin:])
+        gate.open(part)
+        assert gate.wait(part)
+        assert np.array_equal(param[:end], expected[:end])
+    caller.join()
+    assert np.array_equal(param, expected)
+
+
 def test_no_rows() -> None:
     native.step(native.table(0), np.zeros((0, len(Coefficients._fields))))
 

@@ -36,6 +36,7 @@ MEASURES = 7  # columns of what a step can be measured by; struct Measures there
 MOVED, STRANGE, CHANGED, UNEVEN = 1, 2, 4, 8
 Watch = _core.Watch
 ArrayWatch = _core.ArrayWatch
+Gate = _core.Gate  # lets a step's rows come while it runs: src/core/gate.hpp
 identical = _core.identical
 adopt = _core.adopt  # a framework's threads, and why: src/core/pool.hpp
 
@@ -92,6 +93,7 @@ def step(
     measures: NDArray[np.float64] | None = None,
     grain: int = 0,
     isa: str | None = None,
+    gate: Gate | None = None,
 ) -> None:
     """Steps every tensor of a table in place by its rule, without the interpreter lock.
 
@@ -115,12 +117,15 @@ def step(
             momentum, or else the gradient is not zero. Sums are right to rounding.
         grain: elements that a thread takes at a time; 0: what suits the table.
         isa: one of ``isas()``; by default the environment's ``ADAMAS_ISA``, else the first.
+        gate: what knows where parts of the rows end, in elements of all of them, and is told when
+            one has come: the step waits for each, and returns when all are stepped or it is closed.
+            A part ends where a row does, or at a multiple of 64 of its elements.
 
     Raises:
         ValueError: a row or a setting is out of its range.
     """
     workers = threads or default_threads()
-    _core.step(rows, coefficients, workers, grain, _isa_index(isa), *counts, measures)
+    _core.step(rows, coefficients, workers, grain, _isa_index(isa), *counts, measures, gate)
 
 
 def square_sum(

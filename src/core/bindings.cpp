@@ -9,6 +9,7 @@
 #include <cfenv>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -66,16 +67,20 @@ static void count(nb::list states, Counts steps) {
 static void step(Matrix<const std::int64_t, adamas::row_columns> table,
                  Matrix<const double, adamas::coefficient_count> coefficients, int threads,
                  std::int64_t grain, std::size_t isa, nb::list states, Counts steps,
-                 std::optional<Matrix<double, adamas::measure_count>> measures) {
+                 std::optional<Matrix<double, adamas::measure_count>> measures,
+                 adamas::Gate* gate) {
   const auto sets = static_cast<std::int64_t>(coefficients.shape(0));
   const adamas::Row* rows = rows_of(table, sets, threads, grain, isa);
   if (measures && measures->shape(0) != table.shape(0))
     throw nb::value_error("measures are needed for each row");
+  const auto add = [](std::int64_t sum, const adamas::Row& row) { return sum + row.size; };
+  if (gate && gate->size() != std::accumulate(rows, rows + table.shape(0), std::int64_t{0}, add))
+    throw nb::value_error("a gate must have the rows' elements");
   auto* found = measures ? reinterpret_cast<adamas::Measures*>(measures->data()) : nullptr;
   count(states, steps);
   const nb::gil_scoped_release release;
   adamas::step(rows, table.shape(0), coefficients.data(), adamas::isas()[isa].kernel, threads,
-               grain, found);
+               grain, found, gate);
 }
 
 static std::pair<double, double> square_sum(Matrix<const std::int64_t, adamas::row_columns> table,
@@ -96,6 +101,25 @@ static std::vector<std::int64_t> exact_square_sum(
   const adamas::Digits digits =
       adamas::exact_square_sum(rows, table.shape(0), scale, threads, grain);
   return {digits.begin(), digits.end()};
+}
+
+static void make_gate(adamas::Gate* gate, std::vector<std::int64_t> ends) {
+  if (!std::is_sorted(ends.begin(), ends.end()) || (!ends.empty() && ends[0] < 0))
+    throw nb::value_error("parts must end one behind the other");
+  new (gate) adamas::Gate(std::move(ends));
+}
+
+static std::size_t part_of(const adamas::Gate& gate, std::size_t part) {
+  if (part >= gate.parts()) throw nb::index_error("a gate has no such part");
+  return part;
+}
+
+static void open_gate(adamas::Gate& gate, std::size_t part) { gate.open(part_of(gate, part)); }
+
+static bool wait_at_gate(adamas::Gate& gate, std::size_t part) {
+  part_of(gate, part);
+  const nb::gil_scoped_release release;
+  return gate.wait(part);
 }
 
 // Gives the calling thread the default floating-point environment, which flushes no denormals, and
@@ -140,7 +164,7 @@ NB_MODULE(_core, module) {
   module.def("adopt", &adamas::adopt, nb::arg("parallel"), nb::arg("most_threads"));
   module.def("step", step, nb::arg("rows"), nb::arg("coefficients"), nb::arg("threads"),
              nb::arg("grain"), nb::arg("isa"), nb::arg("states"), nb::arg("steps"),
-             nb::arg("measures").none());
+             nb::arg("measures").none(), nb::arg("gate").none());
   module.def("default_floating_point", default_floating_point);
   module.def("restore_floating_point", restore_floating_point, nb::arg("environment"));
   module.def("square_sum", square_sum, nb::arg("rows"), nb::arg("scale"), nb::arg("threads"),
@@ -148,6 +172,11 @@ NB_MODULE(_core, module) {
   module.def("exact_square_sum", exact_square_sum, nb::arg("rows"), nb::arg("scale"),
              nb::arg("threads"), nb::arg("grain"));
   module.def("identical", identical, nb::arg("one"), nb::arg("other"));
+  nb::class_<adamas::Gate>(module, "Gate")
+      .def("__init__", make_gate, nb::arg("ends"))
+      .def("open", open_gate, nb::arg("part"))
+      .def("wait", wait_at_gate, nb::arg("part"))
+      .def("close", &adamas::Gate::close);
   nb::class_<ArrayWatch>(module, "ArrayWatch")
       .def(nb::init<nb::list, nb::object>(), nb::arg("arrays"), nb::arg("type"))
       .def("look", &ArrayWatch::look, nb::arg("grads"), nb::arg("rows"))

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <vector>
 
+#include "gate.hpp"
 #include "table.hpp"
 
 namespace adamas {
@@ -17,9 +18,11 @@ class Pieces {
  public:
   // For up to so many threads. Pieces of `grain` elements, but for the last; or for 0 of half a
   // thread's share of what is left: memory is read faster in longer stretches, and at the end no
-  // thread waits long for the others.
-  Pieces(const Row* rows, std::int64_t row_count, std::int64_t grain, int threads)
-      : rows_(rows), ends_(row_count), grain_(grain) {
+  // thread waits long for the others. Where there is a gate, each piece is of one of its parts, and
+  // waits until that has come.
+  Pieces(const Row* rows, std::int64_t row_count, std::int64_t grain, int threads,
+         Gate* gate = nullptr)
+      : rows_(rows), ends_(row_count), gate_(gate), grain_(grain) {
     for (std::int64_t r = 0; r < row_count; ++r) ends_[r] = total_ += rows[r].size;
     const std::int64_t busy = grain ? (total_ - 1) / grain + 1 : total_ / worth_waking;
     threads_ = static_cast<int>(std::clamp<std::int64_t>(busy, 1, threads));
@@ -36,6 +39,9 @@ class Pieces {
   template <class Use>
   void each(const Use& use) {
     for (std::int64_t at, until; take(at, until);) {
+      const std::int64_t count = until - at;
+      const std::size_t part = gate_ ? gate_->part_of(at) : 0;
+      if (gate_ && !gate_->has(part)) return;
       std::int64_t r = std::upper_bound(ends_.begin(), ends_.end(), at) - ends_.begin();
       for (; at < until; ++r) {
         const std::int64_t size = rows_[r].size, start = ends_[r] - size;
@@ -44,6 +50,7 @@ class Pieces {
         if (end > begin) use(rows_[r], begin, end);
         at = std::min(ends_[r], until);
       }
+      if (gate_) gate_->finish(part, count);
     }
   }
 
@@ -59,6 +66,7 @@ class Pieces {
       const std::int64_t left = total_ - begin;
       const std::int64_t share = std::clamp(left / threads_ / 2, fewest_, most_);
       end = begin + std::min(left, grain_ ? grain_ : share);
+      if (gate_ && left > 0) end = std::min(end, gate_->end(gate_->part_of(begin)));
     } while (!next_.compare_exchange_weak(begin, end));
     return begin < end;
   }
@@ -70,6 +78,7 @@ class Pieces {
 
   const Row* rows_;
   std::vector<std::int64_t> ends_;  // where each row ends among all elements
+  Gate* gate_;
   std::int64_t grain_, total_ = 0;
   int threads_;
   std::atomic<std::int64_t> next_{0};

@@ -21,19 +21,18 @@ void add(Measures& all, const Measures& part) {
 }  // namespace
 
 void step(const Row* rows, std::int64_t row_count, const double* coefficients, Kernel kernel,
-          int threads, std::int64_t grain, Measures* found) {
-  Pieces pieces(rows, row_count, grain, threads);
+          int threads, std::int64_t grain, Measures* found, Gate* gate) {
+  Pieces pieces(rows, row_count, grain, threads, gate);
   std::mutex mutex;  // of what was found
-  run(pieces.threads() - 1, [&] {
-    pieces.each([&](const Row& row, std::int64_t begin, std::int64_t end) {
-      const double* own = coefficients + row.coefficients * coefficient_count;
-      if (!found) return kernel(row, own, begin, end, nullptr);
-      Measures part{};
-      kernel(row, own, begin, end, &part);
-      const std::lock_guard<std::mutex> lock(mutex);
-      add(found[&row - rows], part);
-    });
-  });
+  const auto use = [&](const Row& row, std::int64_t begin, std::int64_t end) {
+    const double* own = coefficients + row.coefficients * coefficient_count;
+    if (!found) return kernel(row, own, begin, end, nullptr);
+    Measures part{};
+    kernel(row, own, begin, end, &part);
+    const std::lock_guard<std::mutex> lock(mutex);
+    add(found[&row - rows], part);
+  };
+  run(pieces.threads() - 1, [&] { pieces.each(use); }, gate ? Helpers::own : Helpers::of_framework);
 }
 
 }  // namespace adamas

@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "gate.hpp"
 #include "isa.hpp"
 #include "norm.hpp"
 #include "pool.hpp"
@@ -170,6 +171,61 @@ int test_sizes() {
   check(next[0] == rows[0].size && next[1] == 0 && next[2] == rows[2].size, "every element");
   check(pieces == (rows[0].size + rows[2].size) / (1 << 20) + 2, "one piece more at the seam");
   return 1;
+}
+
+// Rows that come in parts while the call that steps them runs, and are read as soon as it tells
+// that they are stepped; the last part may not come.
+void check_gate(const std::vector<std::int64_t>& sizes, std::size_t rows, int threads,
+                std::int64_t grain, bool whole) {
+  Tensors plain(sizes, Dtype::float32), tensors(sizes, Dtype::float32);
+  step(plain.rows.data(), sizes.size(), some_coefficients, isas()[0].kernel, 1, 1 << 30);
+  const Tensors before = tensors;
+  for (auto& array : tensors.memory) std::fill(array.begin(), array.end(), 0);
+  std::vector<std::int64_t> ends;
+  for (std::size_t r = 0; r < sizes.size(); ++r) {
+    if (r % rows == 0) ends.push_back(ends.empty() ? 0 : ends.back());
+    ends.back() += sizes[r];
+  }
+  const auto each = [&](std::size_t part, const auto& use) {
+    const std::size_t arrays = tensors.memory.size() / sizes.size();
+    for (std::size_t r = part * rows; r < std::min((part + 1) * rows, sizes.size()); ++r)
+      for (std::size_t k = r * arrays; k < (r + 1) * arrays; ++k) use(k);
+  };
+  Gate gate(ends);
+  std::thread caller([&] {
+    step(tensors.rows.data(), sizes.size(), some_coefficients, isas()[0].kernel, threads, grain,
+         nullptr, &gate);
+  });
+  const std::size_t come = ends.size() - (whole ? 0 : 1);
+  for (std::size_t part = 0; part < come; ++part) {
+    each(part, [&](std::size_t k) {
+      std::copy(before.memory[k].begin(), before.memory[k].end(), tensors.memory[k].begin());
+    });
+    gate.open(part);
+    check(gate.wait(part), "a part that has come is stepped");
+    each(part, [&](std::size_t k) {
+      check(tensors.memory[k] == plain.memory[k], "rows that come while they are stepped");
+    });
+  }
+  gate.close();
+  caller.join();
+  if (whole) return;
+  check(!gate.wait(come), "a part that does not come is not stepped");
+  each(come, [&](std::size_t k) {
+    for (double x : tensors.memory[k]) check(x == 0, "nor touched");
+  });
+}
+
+int test_gate() {
+  int cases = 0;
+  for (int threads : {1, 2, 3, 8})
+    for (std::int64_t grain : {0, 7, 64, 1000, 1 << 30})
+      for (std::size_t rows : {1, 2, 7})
+        for (bool whole : {true, false}) {
+          check_gate({5000, 0, 1, 64, 129, 0, 70, 300, 900}, rows, threads, grain, whole);
+          ++cases;
+        }
+  return cases;
 }
 
 // Callers at the same time: one has the helpers, the others work alone.
@@ -373,8 +429,9 @@ int main(int argc, char** argv) {
     return 0;
   }
   // Apart, since neither the thread sanitizer nor qemu follows threads into a forked process.
-  const int passed = what == "fork" ? test_fork()
-                                    : test_bits() + test_sums_and_measures() + test_sizes() +
-                                          test_callers() + test_helpers() + test_framework();
+  const int passed = what == "fork"
+                         ? test_fork()
+                         : test_bits() + test_sums_and_measures() + test_sizes() + test_gate() +
+                               test_callers() + test_helpers() + test_framework();
   std::printf("%d passed, 0 failed\n", passed);
 }

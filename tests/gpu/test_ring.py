@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from adamas import native
 from adamas.torch import AdamW, gpu
 from adamas.torch.gpu import chunks, offload, ring
 from adamas.torch.gpu.chunks import cuts, place
+from adamas.torch.gpu.ring import Ring
 
 
 def index_in_whole(row: Any, k: Any) -> Any:
@@ -137,3 +139,45 @@ def test_copies_as_late_as_can_be(moments: str, monkeypatch: pytest.MonkeyPatch)
     assert len(executor._chunks) > 10
     for one in (executor._ring._down, executor._ring._up):
         assert one.done == len(one.waiting) > 100
+
+
+@pytest.fixture
+def optimizer(monkeypatch: pytest.MonkeyPatch) -> AdamW:
+    """One that has stepped several chunks."""
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    monkeypatch.setattr(gpu, "_has_triton", lambda: False)
+    monkeypatch.setattr(offload, "CHUNK", 4096)
+    monkeypatch.setattr(ring, "_RINGS", {})
+    param = nn.Parameter(torch.ones(5000))
+    made = AdamW([param], offload="cpu")
+    param.grad = torch.ones_like(param)
+    made.step()
+    return made
+
+
+def failing(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("out of order")
+
+
+@pytest.mark.parametrize("copy", ["bring", "wait", "send"])
+def test_a_copy_that_fails_ends_the_step(
+    copy: str, optimizer: AdamW, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the threads that wait for it."""
+    before = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ring, copy, failing)
+        with pytest.raises(RuntimeError, match="out of order"):
+            optimizer.step()
+    assert threading.active_count() == before
+    optimizer.step()
+
+
+def test_a_call_of_the_core_that_fails_ends_the_step(
+    optimizer: AdamW, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "step", failing)
+        with pytest.raises(RuntimeError, match="out of order"):
+            optimizer.step()
+    optimizer.step()

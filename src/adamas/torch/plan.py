@@ -253,6 +253,8 @@ class Plan:
         return Taken([], _NO_STEPS, entries, [hyper_of(group) for group in groups])
 
     def _refuse_capture(self) -> None:
+        for away in self._away.values():
+            away.refuse_capture()
         stepped = [entry for entry, _ in self._grads]
         for entry in (*stepped, *(table.entries[0] for table in self._on_gpu)):
             if is_capturing(local(entry.param).device):

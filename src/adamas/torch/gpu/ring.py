@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .chunks import Chunk, Span
 
-# Chunks that are brought ahead of the one that is stepped, so that copies never wait for the host
-# to order the next; as many again may be on their way back, or wait for it.
+# Chunks that are brought ahead of the one that is waited for, so that copies never wait for the
+# host to order the next; as many again may be stepped, or on their way back.
 AHEAD = 2
 _SLOTS = 2 * AHEAD
 
@@ -102,10 +102,13 @@ class Ring:
                     part.copy_(tensor, non_blocking=True)
             self._arrived[at].record(self._down)
 
-    def arrived(self, number: int) -> int:
-        """Waits until a chunk is on the host, and says where."""
-        self._arrived[number % _SLOTS].synchronize()
+    def address(self, number: int) -> int:
+        """Where a chunk will be on the host."""
         return self._buffers[number % _SLOTS].data_ptr()
+
+    def wait(self, number: int) -> None:
+        """Waits until a chunk is on the host."""
+        self._arrived[number % _SLOTS].synchronize()
 
     def send(self, number: int, chunk: Chunk, params: list[Tensor]) -> None:
         """Begins to copy a chunk's parameters back to the device."""
