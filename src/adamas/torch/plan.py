@@ -36,7 +36,7 @@ from .state import (
     whole_step,
 )
 from .statistics import Found, Taken, columns_of
-from .table import Table
+from .table import Table, see_each_other
 
 if TYPE_CHECKING:
     from .gpu import Outcome, Request
@@ -83,11 +83,16 @@ class Plan:
         self._away = {table: Offload(table) for table in self._tables if _is_away(table)}
         clips = needs.norms and not alone
         self._on_gpu = {t: _executor(t, clips) for t in self._tables if _is_on_gpu(t)}
+        self._adders = dict(self._on_gpu)
         self._fast = [entry for table in self._tables for entry in table.entries]
-        # Each table has looked at its own; these may share memory with them, too.
-        if self._plain:
+        # Each table has looked at its own; these may share memory with them, too, and tables of one
+        # device with each other.
+        beside = [on_it for on_it in self._by_device() if len(on_it) > 1]
+        if self._plain or beside:
             written = [_written(e, kinds[e.group]) for e in entries]
             refuse_overlap([e.name for e in entries], written)
+        for tables in beside:
+            see_each_other(tables)
         self._places = [_places(e, kinds[e.group]) for e in self._plain]
         shards = [shards_of(e.param) for e in (*self._fast, *self._plain)]
         self._shards = list(dict.fromkeys(shards))
@@ -159,8 +164,8 @@ class Plan:
             there = table.steps >= 0
             part_of = self._part_of[begin : begin + len(there)]
             begin += len(there)
-            if table in self._on_gpu:
-                elsewhere.append((self._on_gpu[table], part_of))
+            if gpu.takes(local(table.params[0]).device):
+                elsewhere.append((self._adder(table), part_of))
             elif table in self._away:
                 rows, kept = rows_of([table.read(i) for i in np.flatnonzero(there).tolist()])
                 copies += kept
@@ -252,6 +257,18 @@ class Plan:
         entries = [e for e in (*self._fast, *self._plain) if int(e.state["step"])]
         return Taken([], _NO_STEPS, entries, [hyper_of(group) for group in groups])
 
+    def _adder(self, table: Table) -> Executor:
+        """What adds up the squares of a table's gradients where they are."""
+        if table not in self._adders:
+            self._adders[table] = _executor(table, clips=False)
+        return self._adders[table]
+
+    def _by_device(self) -> list[list[Table]]:
+        on: dict[torch.device, list[Table]] = {}
+        for table in self._tables:
+            on.setdefault(local(table.params[0]).device, []).append(table)
+        return list(on.values())
+
     def _refuse_capture(self) -> None:
         for away in self._away.values():
             away.refuse_capture()
@@ -276,9 +293,12 @@ class Plan:
         for table, coefficients in pairs:
             if table in self._on_gpu:
                 self._on_gpu[table].prepare(coefficients)
+        found: dict[Table, list[Found]] = {}
         with deferred():
-            found = [self._step_table(*pair, unscale, measure) for pair in pairs]
-        return list(chain.from_iterable(found))
+            # A GPU steps while the host does, if it is told first.
+            for table, coefficients in sorted(pairs, key=lambda pair: pair[0] not in self._on_gpu):
+                found[table] = self._step_table(table, coefficients, unscale, measure)
+        return list(chain.from_iterable(found[table] for table in self._tables))
 
     def _step_table(
         self, table: Table, coefficients: NDArray[np.float64], unscale: float, measure: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -231,6 +233,15 @@ class Table:
         ended = np.searchsorted(self._highs, addresses, "right")
         overlapping: NDArray[np.bool_] = (begun > ended) & (addresses != 0)
         return overlapping
+
+
+def see_each_other(tables: Sequence[Table]) -> None:
+    """Has each copy gradients that lie where another writes; what they write does not overlap."""
+    lows = np.concatenate([table._lows for table in tables])
+    order = np.argsort(lows)
+    highs = np.concatenate([table._highs for table in tables])[order]
+    for table in tables:
+        table._lows, table._highs = lows[order], highs
 
 
 def _is_at(count: object, step: Tensor) -> bool:
