@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,43 @@ def run(body: str, first: str = "") -> None:
 @pytest.mark.parametrize("body", _PROGRAMS.values(), ids=_PROGRAMS)
 def test_whose_threads_step(body: str) -> None:
     run(body)
+
+
+@linux
+def test_none_of_torchs_in_a_fork_that_brings_the_core_itself() -> None:
+    own = "from adamas.torch import AdamW\n"
+    assert own in _BEGUN
+    code = _BEGUN.replace(own, "").format(first="") + _PROGRAMS["nor where only the child steps"]
+    code = code.replace("    step()\n", f"    {own}    step()\n")
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False)
+    assert ended.returncode == 0
+
+
+@linux
+@pytest.mark.parametrize(
+    ("environment", "bytes_"),
+    [
+        ({}, math.inf),
+        ({"OMP_STACKSIZE": "64"}, 64 << 10),
+        ({"OMP_STACKSIZE": " 300 B "}, 300),
+        ({"OMP_STACKSIZE": "4M", "GOMP_STACKSIZE": "1g"}, 4 << 20),
+        ({"GOMP_STACKSIZE": "32k"}, 32 << 10),
+        ({"OMP_STACKSIZE": "plenty"}, math.inf),
+    ],
+)
+def test_small_stacks_are_not_stepped_on(
+    environment: dict[str, str],
+    bytes_: float,
+    monkeypatch: pytest.MonkeyPatch,
+    adopted: list[tuple[int, ...]],
+) -> None:
+    for name in ("OMP_STACKSIZE", "GOMP_STACKSIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert threads._stack() == bytes_
+    threads.threads()
+    assert bool(adopted) == (bytes_ >= 1 << 18)
 
 
 @linux
