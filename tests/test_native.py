@@ -257,6 +257,24 @@ def test_row_47_a_missing_core_says_what_to_do() -> None:
     assert "pip install" in result.stdout
 
 
+def test_a_thread_that_steps_does_not_hinder_the_end_of_the_program() -> None:
+    """Python ends threads that come back to it then."""
+    code = (
+        "import threading, adamas, numpy as np\n"
+        "p = np.ones(1 << 22, 'float32')\n"
+        "optimizer, stepped = adamas.Adam(p), threading.Event()\n"
+        "def work():\n"
+        "    while True:\n"
+        "        optimizer.step(p)\n"
+        "        stepped.set()\n"
+        "threading.Thread(target=work, daemon=True).start()\n"
+        "stepped.wait()"
+    )
+    for _ in range(3):
+        result = run_python(code)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("stride", [1, 2], ids=["core", "reference"])
 def test_denormals_survive_a_caller_that_flushes_them(stride: int) -> None:
     """As torch.set_flush_denormal and libraries built with -ffast-math do."""

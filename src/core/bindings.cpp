@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <cfenv>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "arrays.hpp"
@@ -25,6 +27,23 @@ namespace nb = nanobind;
 using adamas::ArrayWatch;
 using adamas::Matrix;
 using adamas::Watch;
+
+// Lets other threads have the interpreter meanwhile.
+class Released {
+ public:
+  ~Released() noexcept(false) {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      // The interpreter has ended, and ends a daemon's thread here by unwinding its stack: through
+      // ours it cannot, so the thread waits for the end of the process.
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+
+ private:
+  PyThreadState* const state_ = PyEval_SaveThread();
+};
 
 static std::vector<std::string> isa_names() {
   std::vector<std::string> names;
@@ -78,7 +97,7 @@ static void step(Matrix<const std::int64_t, adamas::row_columns> table,
     throw nb::value_error("a gate must have the rows' elements");
   auto* found = measures ? reinterpret_cast<adamas::Measures*>(measures->data()) : nullptr;
   count(states, steps);
-  const nb::gil_scoped_release release;
+  const Released interpreter;
   adamas::step(rows, table.shape(0), coefficients.data(), adamas::isas()[isa].kernel, threads,
                grain, found, gate);
 }
@@ -87,7 +106,7 @@ static std::pair<double, double> square_sum(Matrix<const std::int64_t, adamas::r
                                             double scale, int threads, std::int64_t grain,
                                             std::size_t isa) {
   const adamas::Row* rows = rows_of(table, INT64_MAX, threads, grain, isa);
-  const nb::gil_scoped_release release;
+  const Released interpreter;
   const adamas::Estimate estimate = adamas::square_sum(
       rows, table.shape(0), scale, adamas::isas()[isa].square_sum, threads, grain);
   return {estimate.value, estimate.error};
@@ -97,7 +116,7 @@ static std::vector<std::int64_t> exact_square_sum(
     Matrix<const std::int64_t, adamas::row_columns> table, double scale, int threads,
     std::int64_t grain) {
   const adamas::Row* rows = rows_of(table, INT64_MAX, threads, grain, 0);
-  const nb::gil_scoped_release release;
+  const Released interpreter;
   const adamas::Digits digits =
       adamas::exact_square_sum(rows, table.shape(0), scale, threads, grain);
   return {digits.begin(), digits.end()};
@@ -118,7 +137,7 @@ static void open_gate(adamas::Gate& gate, std::size_t part) { gate.open(part_of(
 
 static bool wait_at_gate(adamas::Gate& gate, std::size_t part) {
   part_of(gate, part);
-  const nb::gil_scoped_release release;
+  const Released interpreter;
   return gate.wait(part);
 }
 
