@@ -90,6 +90,13 @@ def test_table(adamas: Adamas) -> None:
     assert [line.rstrip() for line in out.splitlines()] == TABLE.splitlines()
 
 
+def test_a_narrow_terminal_cuts_no_number(adamas: Adamas, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("1000", "--weights=bfloat16", "--master-bits=24")
+    wide = adamas(*arguments)[1].split()
+    monkeypatch.setenv("COLUMNS", "40")
+    assert adamas(*arguments)[1].split() == wide
+
+
 def test_json(adamas: Adamas) -> None:
     status, out, err = adamas("1k", "--gradients=bfloat16", "--amsgrad", "--json")
     assert (status, err) == (0, "")

@@ -96,6 +96,9 @@ class Measured(NamedTuple):
             verdicts = ["yes" if fit else "NO" for fit in fits]
             style = "red" if fits and not any(fits) else None
             table.add_row(*row, share, *verdicts, style=style)
+        # A narrower one breaks lines, rather than cut numbers.
+        whole = table.__rich_measure__(console, console.options.update(width=1000)).maximum
+        console.width = max(console.width, whole)
         console.print(table)
         for device, size in self.free.items():
             console.print(
