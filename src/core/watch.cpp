@@ -15,6 +15,7 @@ namespace adamas {
 namespace {
 
 constexpr int address_column = 0, grad_column = 1, moments_column = 2;  // of a row
+constexpr std::int64_t most_steps = std::int64_t{1} << 53;  // hyper.py's
 constexpr int step_column = -1;                                         // of none
 constexpr std::int64_t nowhere = -1;                                    // a kind
 constexpr int impl_lines = 3;  // of memory, that a TensorImpl takes
@@ -222,7 +223,9 @@ std::int64_t Watch::stays(std::size_t i) const {
   if (parameter.local && !unwrap(parameter.tensor.ptr()).is(parameter.local)) return -1;
   if (parameter.count) return count == parameter.count.ptr() ? 0 : -1;
   int overflow = 0;
-  return PyLong_CheckExact(count) ? PyLong_AsLongLongAndOverflow(count, &overflow) : -1;
+  const long long steps =
+      PyLong_CheckExact(count) ? PyLong_AsLongLongAndOverflow(count, &overflow) : -1;
+  return steps < most_steps ? steps : -1;
 }
 
 void Watch::fill(Matrix<std::int64_t, row_columns> rows) const {

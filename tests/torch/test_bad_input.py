@@ -117,6 +117,10 @@ def half_a_step(p: nn.Parameter, optimizer: Adam) -> None:
     optimizer.state[p]["step"] = 1.5
 
 
+def step_of_too_many_bits(p: nn.Parameter, optimizer: Adam) -> None:
+    optimizer.state[p]["step"] = 2**53
+
+
 def negative_step(p: nn.Parameter, optimizer: Adam) -> None:
     optimizer.state[p]["step"] = -1
 
@@ -172,7 +176,8 @@ BAD_STEPS: list[tuple[Callable[[nn.Parameter, Adam], None], type[Exception], str
     (shrunk, ValueError, r"gradient of parameter 1 of group 0 must have its shape \(2, 2\)"),
     (other_moment, ValueError, r"must have exp_avg of shape \(3, 2\), got \(7,\)"),
     (no_moment, ValueError, r"must have exp_avg_sq of shape \(3, 2\), got NoneType"),
-    (half_a_step, ValueError, "must have a step that is one whole number of at least 0, got 1.5"),
+    (half_a_step, ValueError, r"a step that is one whole number from 0 to 2\^53 - 1, got 1.5"),
+    (step_of_too_many_bits, ValueError, r"one whole number from 0 to 2\^53 - 1, got 90071992547"),
     (negative_step, ValueError, "got -1"),
     (negative_lr, ValueError, "lr must be finite and at least 0, got -1.0"),
     (shared_moments, ValueError, "share memory"),

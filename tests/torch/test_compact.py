@@ -355,6 +355,7 @@ DAMAGE: list[tuple[str, Callable[[Any], Any], str]] = [
         "must be a smallest v",
     ),
     ("a negative scale", lambda s: _with(s, "scales", 2, -1.0), "must be a smallest v"),
+    ("cut scales", lambda s: s | {"scales": s["scales"].view(-1)[:-1]}, "must have 3 scales for"),
     ("other sizes", lambda s: s | {"scales": s["scales"][:1]}, "scales of shape"),
     ("words of another size", lambda s: s | {"words": s["words"][:5]}, "words of shape"),
     ("words of another type", lambda s: s | {"words": s["words"].int()}, "words of torch.uint8"),
@@ -379,6 +380,19 @@ def test_a_damaged_checkpoint_changes_nothing(
     saved, before = copy.deepcopy(optimizer.state_dict()), bits(optimizer)
     saved["state"][1] = damage(saved["state"][1])
     with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    assert bits(optimizer) == before
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+@pytest.mark.parametrize("key", ["exp_avg_sq", "max_exp_avg_sq"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_squares_below_zero_are_damaged(dtype: torch.dtype, key: str, moments: str) -> None:
+    optimizer = Adam([nn.Parameter(torch.ones(7, dtype=dtype))], moments=moments, amsgrad=True)
+    run(optimizer, range(2))
+    saved, before = copy.deepcopy(optimizer.state_dict()), bits(optimizer)
+    saved["state"][0][key].view(-1)[3] = -2
+    with pytest.raises(ValueError, match=f"parameter 0 must have {key} of at least 0, got -2.0"):
         optimizer.load_state_dict(saved)
     assert bits(optimizer) == before
 

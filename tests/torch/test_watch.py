@@ -160,6 +160,23 @@ def test_pairs_of_bytes_at_an_odd_address_are_copied_to_an_even_one() -> None:
     assert torch.equal(state["words"], expected["words"])
 
 
+@pytest.mark.parametrize("gap", [1, 2], ids=["core", "plain"])
+def test_all_or_none_is_stepped_beside_one_made_in_inference_mode(gap: int) -> None:
+    with torch.inference_mode():
+        inferred = nn.Parameter(torch.ones(4, 4)[:, ::gap])
+    params = [nn.Parameter(torch.ones(3)), inferred, nn.Parameter(torch.ones(8)[::2])]
+    with torch.inference_mode():
+        for p in params:
+            p.grad = torch.ones(p.shape)
+    optimizer = Adam(params, lr=0.5)
+    with pytest.raises(RuntimeError, match="parameter 1 of group 0 or its state was made in infer"):
+        optimizer.step()
+    assert all(p.eq(1).all() and not optimizer.state[p].get("step") for p in params)
+    with torch.inference_mode():
+        optimizer.step()
+    assert all(p.eq(0.5).all() and optimizer.state[p]["step"] == 1 for p in params)
+
+
 def test_parameters_made_in_inference_mode_are_stepped_there_only() -> None:
     with torch.inference_mode():
         p = nn.Parameter(torch.ones(2))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import formats
-from ..hyper import Rule
+from ..hyper import SQUARES, Rule
 from .hyperparameters import NAMES, mark_of, rule_of
 from .kinds import Kind, kept, kind_of
 from .layout import has_data
@@ -329,8 +329,22 @@ def _unpack_state(saved: State, param: Tensor, kind: Kind, name: str) -> State:
     state = {"step": whole_step(saved["step"], name)} | arrays
     if coded:
         state = _check_coded(state, param, kind, name)
+    for key in SQUARES:
+        _check_not_negative(state.get(key), key, name)
     rest = {k: deepcopy(v) for k, v in saved.items() if k not in own | {"step"}}
     return check_state(param, state, kind, name) | rest
+
+
+def _check_not_negative(squares: object, key: str, name: str) -> None:
+    part = local(squares) if isinstance(squares, Tensor) else None
+    if part is None or not has_data(part) or not part.numel():
+        return
+    numbers = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
+    if (numbers < 0).any():
+        raise ValueError(
+            f"the state of {name} must have {key} of at least 0, got {numbers.min().item()}: it is "
+            "damaged, load another copy"
+        )
 
 
 def _counted(saved: Mapping[str, Any]) -> State:
@@ -360,6 +374,11 @@ def _check_coded(state: State, param: Tensor, kind: Kind, name: str) -> State:
         if not isinstance(value, Tensor) or value.dtype != dtype:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"the state of {name} must have {key} of {dtype}, got {got}")
+    if state["scales"].numel() % formats.SCALES:
+        raise ValueError(
+            f"the state of {name} must have {formats.SCALES} scales for each group, got shape "
+            f"{tuple(state['scales'].shape)}: it is damaged, load another copy"
+        )
     state = gather(param, state)
     own = format_of(param, state)
     wanted = kept(param, kind._replace(moments=own, master_bits=None))

@@ -45,19 +45,20 @@ def address(tensor: Tensor) -> int:
         return 0
 
 
-def refuse_overlap(names: Sequence[str], written: Sequence[Sequence[Tensor]]) -> None:
+def refuse_overlap(written: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
     """Raises where two tensors that a step writes share elements.
 
     Args:
-        names: what errors call the parameters.
-        written: of each, the tensors that its step writes, none of which overlaps itself.
+        written: of each parameter, what errors call it, and the tensors that its step writes, none
+            of which overlaps itself.
 
     Raises:
         ValueError: two share memory, or are the same.
     """
     pieces: list[_Piece] = []
     owners: dict[int, int] = {}
-    for owner, tensors in enumerate(written):
+    names = [name for name, _ in written]
+    for owner, (_, tensors) in enumerate(written):
         for tensor in tensors:
             low = address(tensor)
             if low and tensor.numel():

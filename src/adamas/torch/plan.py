@@ -33,6 +33,7 @@ from .state import (
     check_grad,
     check_recordable,
     check_state,
+    check_writable,
     whole_step,
 )
 from .statistics import Found, Taken, columns_of
@@ -88,11 +89,16 @@ class Plan:
         # Each table has looked at its own; these may share memory with them, too, and tables of one
         # device with each other.
         beside = [on_it for on_it in self._by_device() if len(on_it) > 1]
+        several = self._plain or len(self._tables) > 1
+        written = [(e.name, _written(e, kinds[e.group])) for e in entries] if several else []
         if self._plain or beside:
-            written = [_written(e, kinds[e.group]) for e in entries]
-            refuse_overlap([e.name for e in entries], written)
+            refuse_overlap(written)
         for tables in beside:
             see_each_other(tables)
+        # One table's step would see it first, but not several's.
+        self._made_to_infer = [
+            (name, tensors) for name, tensors in written if any(t.is_inference() for t in tensors)
+        ]
         self._places = [_places(e, kinds[e.group]) for e in self._plain]
         shards = [shards_of(e.param) for e in (*self._fast, *self._plain)]
         self._shards = list(dict.fromkeys(shards))
@@ -131,6 +137,8 @@ class Plan:
         """
         if any(table.look() & native.MOVED for table in self._tables):
             return False
+        for name, tensors in self._made_to_infer:
+            check_writable(tensors, name)
         self._grads, self._with_grad = [], []
         for i, entry in enumerate(self._plain):
             kind = self._kinds[entry.group]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import native
+from ..hyper import MOST_STEPS
 from .layout import is_as_stored, sizes_and_strides
 from .recode import State
 from .sharding import alike, dtensor, local
@@ -145,7 +146,7 @@ class PythonWatch:
                 if step is not self._counts[i]:
                     return native.MOVED
                 step = 0
-            if type(step) is not int or step < 0:
+            if type(step) is not int or not 0 <= step < MOST_STEPS:
                 return native.MOVED
             grad = param.grad
             steps[i] = -1 if grad is None else step
