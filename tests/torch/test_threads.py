@@ -18,42 +18,38 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are found wh
 
 _BEGUN = """
 import os, torch
-from adamas.torch import AdamW
 
 torch.set_num_threads(2)
 {first}
 torch.ones(1 << 22).mul_(2)  # torch's threads have begun
 
 def step():  # by two threads, of tensors for which torch itself needs but one
+    from adamas.torch import AdamW
+
     denormals = [torch.full((1 << 14,), 1 << 16, dtype=torch.int32) for _ in range(64)]
     params = [torch.nn.Parameter(bits.view(torch.float32)) for bits in denormals[::2]]
     for p, bits in zip(params, denormals[1::2]):
         p.grad = bits.view(torch.float32)
     AdamW(params, weight_decay=0).step()
     return b"".join(bytes(p.detach().numpy()) for p in params)
+
+def steps_in_a_child():
+    child = os.fork()
+    if not child:
+        step()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
-_PROGRAMS = {
-    "no threads beside torch's": """
+# A child that stepped by torch's threads, which it has none of, would wait for them forever.
+_WHOSE = """
+steps_in_a_child()  # which brings the core itself
+import adamas.torch
+steps_in_a_child()  # where its parent has not stepped
 before = set(os.listdir("/proc/self/task"))
 step()
-assert set(os.listdir("/proc/self/task")) == before
-""",
-    "none of torch's after a fork, where they would be waited for forever": """
-step()
-child = os.fork()
-if not child:
-    step()
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-""",
-    "nor where only the child steps": """
-child = os.fork()
-if not child:
-    step()
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-""",
-}
+assert set(os.listdir("/proc/self/task")) == before, "threads beside torch's"
+steps_in_a_child()  # where it has
+"""
 _DENORMALS = """
 here = step()
 torch.set_num_threads(1)
@@ -69,19 +65,8 @@ def run(body: str, first: str = "") -> None:
 
 
 @linux
-@pytest.mark.parametrize("body", _PROGRAMS.values(), ids=_PROGRAMS)
-def test_whose_threads_step(body: str) -> None:
-    run(body)
-
-
-@linux
-def test_none_of_torchs_in_a_fork_that_brings_the_core_itself() -> None:
-    own = "from adamas.torch import AdamW\n"
-    assert own in _BEGUN
-    code = _BEGUN.replace(own, "").format(first="") + _PROGRAMS["nor where only the child steps"]
-    code = code.replace("    step()\n", f"    {own}    step()\n")
-    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False)
-    assert ended.returncode == 0
+def test_whose_threads_step() -> None:
+    run(_WHOSE)
 
 
 @linux
