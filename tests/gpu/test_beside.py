@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from adamas.torch import AdamW, gradnorm, plan
 from adamas.torch.gpu import chunks, offload
 from adamas.torch.gpu.executor import Executor
 from adamas.torch.gpu.offload import Offload
+from adamas.torch.gpu.ring import Ring
 
 pytestmark = pytest.mark.gpu
 
@@ -103,19 +104,22 @@ def test_gradients_are_clipped_where_they_are(
     assert bool(copied) == exactly
 
 
-def test_kernels_are_launched_before_the_host_steps(
+def test_kernels_are_launched_before_the_host_steps_and_not_waited_for(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    for kind in (Offload, Executor):
 
-        def step(*args: Any, kind: Any = kind, step: Any = kind.step) -> Any:
+    def telling(kind: Any, then: Callable[..., Any]) -> Callable[..., Any]:
+        def tell(*args: Any) -> Any:
             told.append(kind.__name__)
-            return step(*args)
+            return then(*args)
 
-        monkeypatch.setattr(kind, "step", step)
+        return tell
+
+    for kind, name in ((Ring, "begin"), (Executor, "step"), (Offload, "step")):
+        monkeypatch.setattr(kind, name, telling(kind, getattr(kind, name)))
     params = weights(SHAPES, device, torch.float32)
     optimizer = AdamW([{"params": params[:2], "offload": "cpu"}, {"params": params[2:]}])
     give(params, 0)
     optimizer.step()
-    assert told == ["Executor", "Offload"]
+    assert told == ["Ring", "Executor", "Offload"]

@@ -67,12 +67,16 @@ class Offload:
     def prepare(self) -> None:
         """Does all of a step that can fail.
 
+        The step waits for what the current stream has been given until here, not for kernels of
+        other tables.
+
         Raises:
             RuntimeError: there is no room on the host.
         """
         self._lay_out()
         with self._ring.lock:
             self._ring.make_room(self._chunks)
+        self._ring.begin()
 
     def step(self, coefficients: NDArray[np.float64], measure: bool) -> list[Found]:
         """Steps every parameter that had a gradient at the last look, as prepared; ``cpu.step``."""
@@ -124,7 +128,6 @@ class Offload:
 
         with ThreadPoolExecutor(1) as beside:
             stepped = beside.submit(step)
-            self._ring.begin()
             try:
                 self._order(gate)
             finally:
