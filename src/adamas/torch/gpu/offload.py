@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, compress
 
@@ -126,17 +127,22 @@ class Offload:
             finally:
                 gate.close()
 
-        with ThreadPoolExecutor(1) as beside:
-            stepped = beside.submit(step)
-            try:
-                self._order(gate)
-            finally:
-                gate.close()
-                self._ring.end()
-            stepped.result()
+        try:
+            if len(self._chunks) < 2:  # nothing to overlap with, so that a thread only takes time
+                self._order(gate, step)
+                return
+            with ThreadPoolExecutor(1) as beside:
+                stepped = beside.submit(step)
+                try:
+                    self._order(gate)
+                finally:
+                    gate.close()
+                stepped.result()
+        finally:
+            self._ring.end()
 
-    def _order(self, gate: native.Gate) -> None:
-        """Orders all copies, and opens the gate to what has come."""
+    def _order(self, gate: native.Gate, step: Callable[[], None] = lambda: None) -> None:
+        """Orders all copies, and opens the gate to what has come; calls ``step`` then."""
         count, ring = len(self._chunks), self._ring
         for number in range(count + AHEAD + 1):
             came, stepped = number - AHEAD, number - AHEAD - 1
@@ -145,6 +151,7 @@ class Offload:
             if 0 <= came < count:
                 ring.wait(came)
                 gate.open(came)
+                step()
             if stepped >= 0:
                 if not gate.wait(stepped):
                     return  # the call has failed, and says why
