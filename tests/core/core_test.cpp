@@ -414,7 +414,8 @@ int replay() {
   for (const Way& way : ways) {
     const auto arrays = recorded.stepped(way);
     for (std::size_t k = 0; k < arrays.size(); ++k)
-      if (k % array_count != grad) std::fwrite(arrays[k].data(), 1, arrays[k].size(), stdout);
+      if (k % array_count != grad && !arrays[k].empty())
+        std::fwrite(arrays[k].data(), 1, arrays[k].size(), stdout);
   }
   return 0;
 }
