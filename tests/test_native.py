@@ -261,11 +261,11 @@ def test_a_thread_that_steps_does_not_hinder_the_end_of_the_program() -> None:
     """Python ends threads that come back to it then."""
     code = (
         "import threading, adamas, numpy as np\n"
-        "p = np.ones(1 << 22, 'float32')\n"
+        "p, g = np.ones((2, 1 << 22), 'float32')\n"
         "optimizer, stepped = adamas.Adam(p), threading.Event()\n"
         "def work():\n"
         "    while True:\n"
-        "        optimizer.step(p)\n"
+        "        optimizer.step(g)\n"
         "        stepped.set()\n"
         "threading.Thread(target=work, daemon=True).start()\n"
         "stepped.wait()"
