@@ -2,10 +2,10 @@
 
     python benchmarks/offload.py [--device cpu] [--workload 124m] [--rounds N]
 
-"bus" copies as many bytes as a step does, down and up
-at once; "core" is the same step of weights that lie on the host. With perfect overlap a step would
-take as long as the longer of the two. The figures are medians in milliseconds. ``--device cpu``
-tries it out where there is no GPU: then copies are done by the host, and overlap nothing.
+"bus" copies as many bytes as a step does, down and up at once; "core" is the same step of weights
+that lie on the host. With perfect overlap a step would take as long as the longer of the two. The
+figures are medians in milliseconds. ``--device cpu`` tries it out where there is no GPU: then
+copies are done by the host, and overlap nothing.
 """
 
 from __future__ import annotations
