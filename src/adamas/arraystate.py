@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import formats, native, reference
-from .hyper import MOST_STEPS, SQUARES, Hyper, RMSpropHyper, Rule, SGDHyper
+from .hyper import Hyper, RMSpropHyper, Rule, SGDHyper
 from .memory import Array, aligned_zeros_like, is_dense
 from .reference import State
 from .rounding import from_bfloat16
@@ -211,7 +211,7 @@ def _checked(value: Array, slot: formats.Slot, param: Array, name: str) -> Array
         )
     if slot.groups:
         formats.check_scales(value, f"{slot.key} of array {name!r}")
-    if slot.key in SQUARES:
+    if slot.key in formats.SQUARES:
         squares = from_bfloat16(value) if slot.dtype == "bfloat16" else value
         if (squares < 0).any():
             raise ValueError(
@@ -223,7 +223,7 @@ def _checked(value: Array, slot: formats.Slot, param: Array, name: str) -> Array
 
 def _checked_step(value: Array, name: str) -> int:
     _check_array(value, "step", np.dtype(np.int64), (), name)
-    if not 0 <= value < MOST_STEPS:
+    if not 0 <= value < formats.MOST_STEPS:
         raise ValueError(f"step of array {name!r} must be from 0 to 2^53 - 1, got {value}")
     return int(value)
 

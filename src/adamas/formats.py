@@ -15,6 +15,11 @@ GROUP = 64
 SCALES = 3
 """Of a group: the smallest positive v, the largest v, the largest |u|."""
 
+MOST_STEPS = 1 << 53
+"""A state counts fewer: up to there, a float64 has each number."""
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+"""Averages that are never negative."""
+
 LARGEST = 0x7F7F0000
 """The bits of the largest float32 whose last 16 are zero."""
 HALF = 0x00400000

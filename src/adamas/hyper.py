@@ -10,11 +10,6 @@ from typing import ClassVar, NamedTuple
 
 from .bias import bias_correction
 
-MOST_STEPS = 1 << 53
-"""Fewer are counted: up to there, a float64 has each number."""
-SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
-"""Averages that are never negative."""
-
 
 class Coefficients(NamedTuple):
     """What a step multiplies with, in the order of ``Coefficients`` in ``src/core/rule.hpp``.

@@ -54,7 +54,7 @@ class Gate {
   std::int64_t end(std::size_t part) const { return ends_[part]; }
 
   // Waits until a part has come; false if it will not.
-  bool has(std::size_t part) {
+  bool await(std::size_t part) {
     std::unique_lock<std::mutex> lock(mutex_);
     come_.wait(lock, [&] { return closed_ || there_ > part; });
     return there_ > part;

@@ -41,7 +41,7 @@ class Pieces {
     for (std::int64_t at, until; take(at, until);) {
       const std::int64_t count = until - at;
       const std::size_t part = gate_ ? gate_->part_of(at) : 0;
-      if (gate_ && !gate_->has(part)) return;
+      if (gate_ && !gate_->await(part)) return;
       std::int64_t r = std::upper_bound(ends_.begin(), ends_.end(), at) - ends_.begin();
       for (; at < until; ++r) {
         const std::int64_t size = rows_[r].size, start = ends_[r] - size;

@@ -15,7 +15,7 @@ namespace adamas {
 namespace {
 
 constexpr int address_column = 0, grad_column = 1, moments_column = 2;  // of a row
-constexpr std::int64_t most_steps = std::int64_t{1} << 53;  // hyper.py's
+constexpr std::int64_t most_steps = std::int64_t{1} << 53;  // formats.py's
 constexpr int step_column = -1;                                         // of none
 constexpr std::int64_t nowhere = -1;                                    // a kind
 constexpr int impl_lines = 3;  // of memory, that a TensorImpl takes

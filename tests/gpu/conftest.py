@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from devices import Copied
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -22,6 +26,14 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(gpu, "DEVICES", {*gpu.DEVICES, "cpu"})
     with np.errstate(all="ignore"):  # the interpreter computes in NumPy, which would warn
         yield torch.device("cpu")
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> "Copied":
+    """What is copied to the host to be added up there."""
+    from devices import Copied
+
+    return Copied(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

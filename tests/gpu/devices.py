@@ -15,12 +15,31 @@ from torch import Tensor, nn
 # One reason for all that is here.
 pytest.importorskip("triton", reason="the kernels for GPUs need Triton: pip install triton")
 
-from adamas.torch import Adam, gpu
+from adamas.torch import Adam, gpu, gradnorm, plan
 
 REAL = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not REAL, reason="means something on a real GPU only")
 
 Scenario = Callable[[torch.device], Iterator[Any]]
+
+
+class Copied:
+    """Sees the gradients that are copied to the host to be added up there."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self._patch, self._rows_of = patch, gradnorm.rows_of
+        for module in (gradnorm, plan):
+            patch.setattr(module, "rows_of", self._count)
+
+    def in_doubt(self, always: bool) -> None:
+        """Lets no estimate of their sum be certain."""
+        if always:
+            self._patch.setattr(gradnorm, "rounded_estimate", lambda *_: None)
+
+    def _count(self, grads: Sequence[Tensor]) -> Any:
+        self.sizes += [grad.numel() for grad in grads]
+        return self._rows_of(grads)
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from devices import assert_same, give, weights
+from devices import Copied, assert_same, give, weights
 from torch import nn
 
-from adamas.torch import AdamW, gradnorm, plan
+from adamas.torch import AdamW
 from adamas.torch.gpu import chunks, offload
 from adamas.torch.gpu.executor import Executor
 from adamas.torch.gpu.offload import Offload
@@ -74,20 +74,10 @@ def test_overlapping_parameters_are_refused(away: tuple[int, ...], device: torch
 @pytest.mark.parametrize("exactly", [False, True])
 @pytest.mark.parametrize("unscale", [False, True])
 def test_gradients_are_clipped_where_they_are(
-    unscale: bool, exactly: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    unscale: bool, exactly: bool, device: torch.device, copied: Copied
 ) -> None:
     """Only where their sum is in doubt are they copied before the step."""
-    copied: list[int] = []
-    rows_of = gradnorm.rows_of
-
-    def counted(grads: list[torch.Tensor]) -> Any:
-        copied.extend(grad.numel() for grad in grads)
-        return rows_of(grads)
-
-    for module in (gradnorm, plan):
-        monkeypatch.setattr(module, "rows_of", counted)
-    if exactly:
-        monkeypatch.setattr(gradnorm, "rounded_estimate", lambda *_: None)
+    copied.in_doubt(exactly)
 
     def scenario(where: torch.device) -> Iterator[Any]:
         params = weights(SHAPES, where, torch.float32)
@@ -101,7 +91,7 @@ def test_gradients_are_clipped_where_they_are(
             yield [optimizer.last_grad_norm, list(map(values, params))]
 
     assert_same(scenario, device)
-    assert bool(copied) == exactly
+    assert bool(copied.sizes) == exactly
 
 
 def test_kernels_are_launched_before_the_host_steps_and_not_waited_for(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from devices import assert_same, give, weights
+from devices import Copied, assert_same, give, weights
 from launching import random
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -109,19 +109,10 @@ def mesh(device: torch.device, tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.parametrize("exactly", [False, True])
 @pytest.mark.parametrize("unscale", [False, True])
 def test_sharded_gradients_are_clipped_where_they_are(
-    unscale: bool, exactly: bool, device: torch.device, mesh: Any, monkeypatch: pytest.MonkeyPatch
+    unscale: bool, exactly: bool, device: torch.device, mesh: Any, copied: Copied
 ) -> None:
     """Some of them, beside whole ones; only where the sum is in doubt are they copied."""
-    copied: list[int] = []
-    rows_of = gradnorm.rows_of
-
-    def counted(grads: list[torch.Tensor]) -> Any:
-        copied.extend(grad.numel() for grad in grads)
-        return rows_of(grads)
-
-    monkeypatch.setattr(gradnorm, "rows_of", counted)
-    if exactly:
-        monkeypatch.setattr(gradnorm, "rounded_estimate", lambda *_: None)
+    copied.in_doubt(exactly)
 
     def scenario(where: torch.device) -> Iterator[Any]:
         plain = weights([(3,), (70, 5), (0,), (8, 8)], where, torch.float32)
@@ -142,7 +133,7 @@ def test_sharded_gradients_are_clipped_where_they_are(
             yield [optimizer.last_grad_norm, [local(p) for p in params]]
 
     assert_same(scenario, device)
-    assert bool(copied) == exactly
+    assert bool(copied.sizes) == exactly
 
 
 def test_the_first_step_that_clips_compiles_nothing(device: torch.device, mesh: Any) -> None:

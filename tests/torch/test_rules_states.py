@@ -155,6 +155,16 @@ def test_damaged_states_are_refused(rule: Rule, options: Options, lacking: str, 
         rule(made(torch.float32), **options).load_state_dict(state_dict)
 
 
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_squares_below_zero_are_damaged(moments: str) -> None:
+    source = RMSprop(made(torch.float32), moments=moments)
+    run(source, range(1))
+    state_dict = source.state_dict()
+    state_dict["state"][0]["square_avg"].view(-1)[0] = -1
+    with pytest.raises(ValueError, match="parameter 0 must have square_avg of at least 0, got -1"):
+        RMSprop(made(torch.float32), moments=moments).load_state_dict(state_dict)
+
+
 def test_torchs_sgd_has_no_step_and_perhaps_no_momentum() -> None:
     """A momentum that is there is dampened; None begins with the gradient, as torch's does."""
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -97,7 +98,7 @@ class Measured(NamedTuple):
             style = "red" if fits and not any(fits) else None
             table.add_row(*row, share, *verdicts, style=style)
         # A narrower one breaks lines, rather than cut numbers.
-        whole = table.__rich_measure__(console, console.options.update(width=1000)).maximum
+        whole = Measurement.get(console, console.options.update(width=1000), table).maximum
         console.width = max(console.width, whole)
         console.print(table)
         for device, size in self.free.items():

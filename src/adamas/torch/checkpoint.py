@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import formats
-from ..hyper import SQUARES, Rule
+from ..hyper import Rule
 from .hyperparameters import NAMES, mark_of, rule_of
 from .kinds import Kind, kept, kind_of
 from .layout import has_data
@@ -329,7 +329,7 @@ def _unpack_state(saved: State, param: Tensor, kind: Kind, name: str) -> State:
     state = {"step": whole_step(saved["step"], name)} | arrays
     if coded:
         state = _check_coded(state, param, kind, name)
-    for key in SQUARES:
+    for key in formats.SQUARES:
         _check_not_negative(state.get(key), key, name)
     rest = {k: deepcopy(v) for k, v in saved.items() if k not in own | {"step"}}
     return check_state(param, state, kind, name) | rest

@@ -31,9 +31,9 @@ from .sharding import local, local_like, shards_of
 from .state import (
     Entry,
     check_grad,
+    check_inference,
     check_recordable,
     check_state,
-    check_writable,
     whole_step,
 )
 from .statistics import Found, Taken, columns_of
@@ -97,7 +97,7 @@ class Plan:
             see_each_other(tables)
         # One table's step would see it first, but not several's.
         self._made_to_infer = [
-            (name, tensors) for name, tensors in written if any(t.is_inference() for t in tensors)
+            name for name, tensors in written if any(t.is_inference() for t in tensors)
         ]
         self._places = [_places(e, kinds[e.group]) for e in self._plain]
         shards = [shards_of(e.param) for e in (*self._fast, *self._plain)]
@@ -137,8 +137,8 @@ class Plan:
         """
         if any(table.look() & native.MOVED for table in self._tables):
             return False
-        for name, tensors in self._made_to_infer:
-            check_writable(tensors, name)
+        for name in self._made_to_infer:
+            check_inference(name)
         self._grads, self._with_grad = [], []
         for i, entry in enumerate(self._plain):
             kind = self._kinds[entry.group]

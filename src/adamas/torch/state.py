@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import formats
-from ..hyper import MOST_STEPS
 from .home import home, is_home, offloads
 from .kinds import Kept, Kind
 from .kinds import kept as kept_beside
@@ -244,11 +242,11 @@ def whole_step(step: object, name: str) -> int:
     Raises:
         ValueError: it is not one whole number from 0 to 2^53 - 1.
     """
-    if type(step) is int and 0 <= step < MOST_STEPS:
+    if type(step) is int and 0 <= step < formats.MOST_STEPS:
         return step
     try:
         value = float(step)  # type: ignore[arg-type]
-        if 0 <= value < MOST_STEPS and value == int(value):
+        if 0 <= value < formats.MOST_STEPS and value == int(value):
             return int(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         pass
@@ -258,9 +256,9 @@ def whole_step(step: object, name: str) -> int:
     )
 
 
-def check_writable(tensors: Iterable[Tensor], name: str) -> None:
-    """Raises where autograd does not let one be written."""
-    if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors):
+def check_inference(name: str) -> None:
+    """Raises where autograd does not let tensors be written that were made in inference mode."""
+    if not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{name} or its state was made in inference mode, and cannot be stepped outside of it: "
             "call step() under torch.inference_mode(), or make a parameter of its .clone()"

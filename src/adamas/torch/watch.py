@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import native
-from ..hyper import MOST_STEPS
+from .. import formats, native
 from .layout import is_as_stored, sizes_and_strides
 from .recode import State
 from .sharding import alike, dtensor, local
@@ -146,7 +145,7 @@ class PythonWatch:
                 if step is not self._counts[i]:
                     return native.MOVED
                 step = 0
-            if type(step) is not int or not 0 <= step < MOST_STEPS:
+            if type(step) is not int or not 0 <= step < formats.MOST_STEPS:
                 return native.MOVED
             grad = param.grad
             steps[i] = -1 if grad is None else step
