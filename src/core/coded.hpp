@@ -101,18 +101,28 @@ class Coder {
     now.open(part, groups, dithers);
     const typename Codec::Decoders decoders(now.scales, groups);
     const bool whole = groups == most_groups && before.whole_v() && first.whole_m();
-    for (int i = 0; i < most_groups; ++i) {
+    // Steps group i, and meanwhile writes group k of the blocks before.
+    const auto turn = [&](int i, int k, bool steps, bool v, bool m) __attribute__((always_inline)) {
       alignas(64) float denominators[group];
-      // What follows is compiled twice, for the usual case without a condition.
-      const auto turn = [&](bool steps, bool has_v, bool has_m) __attribute__((always_inline)) {
-        if (steps) ahead.fetch(i);
-        if (steps) stage.template load<in_pairs>(i * group);
-        if (steps) average(i, stage, now, decoders[i], c, denominators);
-        if (has_m) write_m(first, i);
-        if (has_v) write_v(before, i);
-        if (steps) move(i, stage, now, c, denominators);
-      };
-      whole ? turn(true, true, true) : turn(i < groups, before.has_v(i), first.has_m(i));
+      if (steps) ahead.fetch(i);
+      if (steps) stage.template load<in_pairs>(i * group);
+      if (steps) average(i, stage, now, decoders[i], c, denominators);
+      if (m) write_m(first, k);
+      if (v) write_v(before, k);
+      if (steps) move(i, stage, now, c, denominators);
+    };
+    // The usual case has no condition. What codes go by was only just found: at 4 bits they are
+    // written a turn late, so that the first need not wait; at 8 bits that gains nothing.
+    constexpr int late = bits == 4 ? 1 : 0;
+    if (late && whole) {
+      // Loops, even of one turn: outside of any, lanes are unrolled and no longer vectorised.
+      for (int i = 0; i < late; ++i) turn(i, i, true, false, false);
+      for (int i = late; i < most_groups; ++i) turn(i, i - late, true, true, true);
+      for (int i = most_groups - late; i < most_groups; ++i) turn(i, i, false, true, true);
+    } else {
+      for (int i = 0; i < most_groups; ++i)
+        whole ? turn(i, i, true, true, true)
+              : turn(i, i, i < groups, before.has_v(i), first.has_m(i));
     }
     stage.template store_all<in_pairs>(dithers, groups);
   }
