@@ -13,7 +13,7 @@ from adamas import native, norm
 from adamas.hyper import Coefficients
 from adamas.torch.gpu import prepare, sets
 from adamas.torch.gpu.jit import Launcher
-from adamas.torch.gpu.kernels import COLUMNS, GRAD_DTYPE
+from adamas.torch.gpu.kernels import BEGIN, COLUMNS, GRAD_DTYPE, ROW
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHUNK = 8192
@@ -30,7 +30,7 @@ def chunks_of(grads: list[Tensor]) -> Tensor:
             chunk = np.zeros(COLUMNS.value, np.int64)
             chunk[native.GRAD], chunk[native.SIZE] = part.data_ptr(), part.numel()
             chunk[GRAD_DTYPE.value] = native.DTYPES[str(grad.dtype).removeprefix("torch.")]
-            chunk[GRAD_DTYPE.value + 1] = row
+            chunk[ROW.value], chunk[BEGIN.value] = row, begin
             rows.append(chunk)
     chunks = torch.from_numpy(np.array(rows, np.int64).reshape(-1, COLUMNS.value)).to(DEVICE)
     chunks.grads = grads  # which are to live as long
@@ -48,7 +48,7 @@ def arguments(grads: list[Tensor], max_norm: float = math.inf, rows: int = 3) ->
         "hypers": on_device([[0.0] * sets.COLUMNS], torch.float64),
         "steps": on_device([5] * rows, torch.int64),
         "set_of": on_device([0] * rows, torch.int64),
-        "grads": on_device([1] * rows, torch.int64),
+        "placed": on_device([[1] * rows, [0] * rows], torch.int64),
         "coefficients": torch.full((rows, 13), MARK, dtype=torch.float64, device=DEVICE),
         "partials": torch.full((1024, 3), math.nan, dtype=torch.float64, device=DEVICE),
         "counter": on_device([0], torch.int32),

@@ -14,8 +14,9 @@ from devices import assert_same, give, record, set_grad, weights
 from torch import nn
 
 from adamas.torch import Adam
-from adamas.torch.gpu import executor, launches
+from adamas.torch.gpu import executor, launches, prepare
 from adamas.torch.gpu.jit import Launcher
+from adamas.torch.gpu.launches import Launches
 from adamas.torch.gpu.staging import Staging
 
 pytestmark = pytest.mark.gpu
@@ -228,21 +229,32 @@ def test_an_interrupt_does_not_cut_a_step(
     assert {state["step"] for state in optimizer.state.values()} == {1 + stepped.pop()}
 
 
-def test_addresses_that_could_not_be_sent_are_sent_again(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("owner", "name", "options"),
+    [
+        (Staging, "send", {}),
+        (Launches, "compile", {}),
+        (Staging, "send", {"max_grad_norm": 1e9}),
+        (Launches, "compile", {"max_grad_norm": 1e9}),
+        (prepare, "launch", {"max_grad_norm": 1e9}),
+        (prepare, "launch", {"capturable": True}),
+    ],
+)
+def test_addresses_that_no_chunk_was_told_are_not_forgotten(
+    owner: Any, name: str, options: dict[str, Any], device: torch.device
 ) -> None:
-    """As where no memory can be pinned, or a capture has none left."""
-    optimizer, params = pair(device)
+    """As where no memory can be pinned, a capture has none left, or a kernel does not compile."""
+    optimizer, params = pair(device, **options)
     give(params, 0)
     optimizer.step()
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("no memory")
 
     old = [p.grad for p in params]
     give(params, 1, scale=-1.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(Staging, "send", refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, refuse)
         with pytest.raises(RuntimeError, match="no memory"):
             optimizer.step()
     expected = 0.9 * optimizer.state[params[0]]["exp_avg"] + 0.1 * params[0].grad

@@ -13,6 +13,7 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import (
+    CHUNK,
     CLIP,
     DEVICE,
     DTYPES,
@@ -28,9 +29,10 @@ from launching import (
 )
 from torch import Tensor
 
-from adamas import Hyper, norm
+from adamas import Hyper, native, norm
 from adamas.hyper import Coefficients, RMSpropHyper, Rule, SGDHyper, bias_correction
 from adamas.torch.gpu import bias, sets
+from adamas.torch.gpu.kernels import ROW
 
 pytestmark = pytest.mark.gpu
 
@@ -98,6 +100,32 @@ def test_what_clips(grad: list[float], max_norm: float) -> None:
     found, clip = done["results"].tolist()
     assert same(found, expected_norm(grads))
     assert same(clip, norm.clip_factor(found, max_norm) if max_norm else 1.0)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"found_inf": 1.0}, {"norm": True}, {"device_steps": True}]
+)
+@pytest.mark.parametrize("multiprocessors", [0, 1, 132])
+def test_chunks_are_told_where_gradients_have_moved_to(
+    options: dict[str, Any], multiprocessors: int
+) -> None:
+    """By as many programs as there are, also where the step is skipped."""
+    grads = [random(5 * CHUNK + 3, "bfloat16", -2, 3), random(CHUNK + 1, "float64", -2, 3)]
+    grads += [tensor([float(i)]) for i in range(700)]
+    given = arguments(grads, rows=len(grads))
+    expected = given["chunks"].clone()
+    rows = expected[:, ROW.value]
+    absent = rows == 1
+    expected[absent, native.GRAD] = 0
+    expected[:, native.COEFFICIENTS] = 7 * rows
+    given["chunks"][:, [native.GRAD, native.COEFFICIENTS]] = 8
+    addresses = [0 if i == 1 else grad.data_ptr() for i, grad in enumerate(grads)]
+    indices = [7 * i for i in range(len(grads))]
+    given["placed"] = on_device([addresses, indices], torch.int64)
+    done = launch(given, moved=True, multiprocessors=multiprocessors, **options)
+    assert torch.equal(done["chunks"], expected.cpu())
+    if "norm" in options:
+        assert done["results"][0].item() == expected_norm([grads[0], *grads[2:]])
 
 
 @pytest.mark.parametrize("measure", [False, True])
@@ -247,7 +275,7 @@ def test_rows_have_steps_and_sets_of_their_own(skip_nonfinite: bool, multiproces
     given["set_of"] = on_device(set_of, torch.int64)
     given["steps"] = on_device([step - 1 for step in steps], torch.int64)
     absent = set(range(0, count, 7))
-    given["grads"] = on_device([0 if i in absent else 8 for i in range(count)], torch.int64)
+    given["placed"][0] = on_device([0 if i in absent else 8 for i in range(count)], torch.int64)
     options = {"skip_nonfinite": skip_nonfinite, "multiprocessors": multiprocessors}
     done = launch(given, device_steps=True, **options)
     for i in range(count):

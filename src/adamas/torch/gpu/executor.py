@@ -167,8 +167,7 @@ class Executor:
             warnings.warn(_APART, stacklevel=7)  # of who calls the optimizer's step
         new_to_graphs = capturing and not launches.captured
         if table.changed or capturing:
-            launches.place(table.steps >= 0, capturing)
-            table.changed = False
+            launches.bring(table.steps >= 0, capturing)
         if new_to_graphs:  # which replays it whatever becomes of the plan
             outcome.graphs.append((table, launches, guard))
         if coefficients is not None:
@@ -176,6 +175,7 @@ class Executor:
         usual = hypers is not None and request.is_plain and _usual(hypers)
         launches.compile(usual)  # before the steps are counted
         guard.run(request, outcome, hypers, capturing)
+        table.changed = False
         if self._present():
             launches.launch(guard.skip, usual)
 

@@ -98,7 +98,7 @@ class Guard:
             self._hypers,
             self.steps,
             self._set_of,
-            launches.placed[0],
+            launches.placed,
             launches.coefficients,
             self._partials,
             self._counter,
@@ -110,6 +110,7 @@ class Guard:
         prepare.launch(
             self._prepare,
             tensors,
+            moved=launches.moved,
             grad_scale=self._here(request.grad_scale),
             found_inf=self._here(request.found_inf),
             norm=request.max_grad_norm is not None,
@@ -118,6 +119,7 @@ class Guard:
             alignment=16 if launches.aligned else 1,
             multiprocessors=self._multiprocessors,
         )
+        launches.moved = False
 
     def _here(self, tensor: Tensor | None) -> Tensor | None:
         """What a gradient scaler keeps where the loss is, which may be another device."""

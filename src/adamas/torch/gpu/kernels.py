@@ -44,7 +44,14 @@ def place_gradients(
         BLOCK: chunks a program.
     """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
+    place(chunks, placed, at, at < count, rows)
+
+
+@jit
+def place(
+    chunks: tl.tensor, placed: tl.tensor, at: tl.tensor, inside: tl.tensor, rows: tl.tensor
+) -> None:
+    """The same of some chunks, those ``at`` their numbers that are ``inside``."""
     chunk = chunks + at.to(tl.int64) * COLUMNS
     row = tl.load(chunk + ROW, inside, other=0)
     dtype = tl.load(chunk + GRAD_DTYPE, inside, other=0)

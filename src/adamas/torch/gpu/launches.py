@@ -114,6 +114,7 @@ class Launches:
         placed: (2, tensors) int64, see ``kernels.place_gradients``,
         coefficients: and (sets, 13) float64.
         aligned: whether all addresses are, so that a thread loads several elements at once.
+        moved: whether chunks are yet to be told what has come to ``placed``.
         captured: whether a graph has been captured that steps these chunks.
     """
 
@@ -128,7 +129,7 @@ class Launches:
         self._step = Launcher(kernels.step_chunk)
         self._place = Launcher(kernels.place_gradients)
         self._staging = Staging()
-        self.captured = False
+        self.moved = self.captured = False
         self._never = torch.zeros(1, dtype=torch.int32, device=device)
         self.chunks = self.placed = torch.zeros(0, dtype=torch.int64, device=device)
         self.coefficients = torch.zeros(0, dtype=torch.float64, device=device)
@@ -176,8 +177,16 @@ class Launches:
                 launch.compile(self.coefficients, self._never, usual)
             self._compiled.add(usual)
 
-    def place(self, present: NDArray[np.bool_] | None = None, capturing: bool = False) -> None:
-        """Brings the chunks up to date with the rows.
+    def place(self) -> None:
+        """Brings the chunks up to date with the rows."""
+        self.bring()
+        if self.moved and (count := len(self.chunks)):
+            arguments = self.chunks, self.placed, count, len(self._rows)
+            self._place(-(-count // _BLOCK), arguments, (_BLOCK,), num_warps=4)
+        self.moved = False
+
+    def bring(self, present: NDArray[np.bool_] | None = None, capturing: bool = False) -> None:
+        """Brings to the device what chunks are to be told of the rows.
 
         Args:
             present: which have a gradient, where that has to be known of empty ones too, which
@@ -199,10 +208,8 @@ class Launches:
         self.captured |= capturing
         placed = np.ascontiguousarray(placed)
         self.placed = self.sent(placed, self.placed)
-        if count := len(self.chunks):
-            arguments = self.chunks, self.placed, count, len(rows)
-            self._place(-(-count // _BLOCK), arguments, (_BLOCK,), num_warps=4)
         self._placed = placed  # only now: what could not be sent is to be sent again
+        self.moved = True
 
     def sent(self, array: NDArray[Any], target: Tensor) -> Tensor:
         """An array on the device: in the memory of ``target``, if it fits there."""

@@ -15,6 +15,7 @@ from ...hyper import Coefficients
 from . import sets
 from .bias import bias_correction
 from .jit import Launcher, jit, jit_with
+from .kernels import place
 from .rules import COEFFICIENTS
 from .squares import rounded_sum, sum_share, total
 
@@ -42,7 +43,7 @@ class Tensors(NamedTuple):
     """What ``prepare`` reads and writes on the device."""
 
     chunks: Tensor
-    """(chunks, 16) int64, as ``kernels.step_chunk``'s."""
+    """(chunks, 16) int64, as ``kernels.step_chunk``'s; those that have moved are placed here."""
     settings: Tensor
     """float64, the norm to clip to, not above 0 for no clipping; inf measures only."""
     hypers: Tensor
@@ -51,8 +52,9 @@ class Tensors(NamedTuple):
     """(rows,) int64, how many each row of the table has made; counted here."""
     set_of: Tensor
     """(rows,) int64, its set."""
-    grads: Tensor
-    """(rows,) int64, its gradient's address, 0 for none."""
+    placed: Tensor
+    """(2, rows) int64, its gradient's address, 0 for none, and its coefficients' index; see
+    ``kernels.place_gradients``."""
     coefficients: Tensor
     """(rows, 13) float64, of each row with DEVICE_STEPS, those of a step to be skipped or of rows
     without gradient meaningless. Else of sets, of which only what unscales and what clips is
@@ -75,6 +77,7 @@ def launch(
     launcher: Launcher,
     tensors: Tensors,
     *,
+    moved: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     norm: bool = False,
@@ -88,6 +91,7 @@ def launch(
     Args:
         launcher: of ``prepare``.
         tensors: what it reads and writes.
+        moved: whether ``placed`` is new to the chunks.
         grad_scale: float32, what the gradients are multiplied with; None for 1.
         found_inf: float32, not 0 where the step is to be skipped; None for 0.
         norm: measure the norm, and clip to it.
@@ -98,17 +102,19 @@ def launch(
     """
     measure = norm or skip_nonfinite
     chunks, rows = len(tensors.chunks), len(tensors.steps)
-    work = max(chunks if measure else 0, -(-rows // _ROWS) if device_steps else 0)
+    n_moved, n_placed = chunks if moved else 0, tensors.placed.shape[1]
+    few = max(n_moved, rows if device_steps else 0)
+    work = max(chunks if measure else 0, -(-few // _ROWS))
     programs = max(1, min(work, PER_MULTIPROCESSOR * multiprocessors, MOST_PROGRAMS))
     scaler = (tensors.settings if t is None else t for t in (grad_scale, found_inf))
-    arguments = *tensors, *scaler, chunks, len(tensors.coefficients)
+    arguments = *tensors, *scaler, chunks, n_moved, n_placed, len(tensors.coefficients)
     scaled = grad_scale is not None, found_inf is not None
     constants = measure, skip_nonfinite, *scaled, device_steps, alignment
     launcher(programs, arguments, constants, num_warps=WARPS)
 
 
 @jit_with(
-    do_not_specialize=["n_chunks", "n_rows"],
+    do_not_specialize=["n_chunks", "n_moved", "n_placed", "n_rows"],
     do_not_specialize_on_alignment=[
         "grad_scale",
         "found_inf",
@@ -125,7 +131,7 @@ def prepare(
     hypers: tl.tensor,
     steps: tl.tensor,
     set_of: tl.tensor,
-    grads: tl.tensor,
+    placed: tl.tensor,
     coefficients: tl.tensor,
     partials: tl.tensor,
     counter: tl.tensor,
@@ -136,6 +142,8 @@ def prepare(
     grad_scale: tl.tensor,
     found_inf: tl.tensor,
     n_chunks: tl.tensor,
+    n_moved: tl.tensor,
+    n_placed: tl.tensor,
     n_rows: tl.tensor,
     NORM: tl.constexpr,
     SKIP_NONFINITE: tl.constexpr,
@@ -146,16 +154,18 @@ def prepare(
 ) -> None:
     """Finds out what the step needs. Every program does a share, the last one to be done the rest.
 
-    Beside ``Tensors``, it takes the numbers of chunks and of rows of coefficients, and is compiled
-    for what ``launch`` is asked for. With SKIP_NONFINITE goes NORM, without HAS_SCALE and HAS_FOUND
-    anything stands for ``grad_scale`` and ``found_inf``.
+    Beside ``Tensors``, it takes the numbers of chunks, of those to place, and of rows of ``placed``
+    and of coefficients, and is compiled for what ``launch`` is asked for. With SKIP_NONFINITE goes
+    NORM, without HAS_SCALE and HAS_FOUND anything stands for ``grad_scale`` and ``found_inf``.
     """
     programs = tl.num_programs(0)
     unscale, found = _scaler(grad_scale, found_inf, HAS_SCALE, HAS_FOUND)
+    if n_moved > 0:  # also where the step is skipped: they are told once
+        _place_share(chunks, placed, n_moved, n_placed)
     if found == 0:
         if DEVICE_STEPS:
             for first in range(tl.program_id(0) * _ROW_BLOCK, n_rows, programs * _ROW_BLOCK):
-                _find_coefficients(hypers, steps, set_of, grads, coefficients, first, n_rows)
+                _find_coefficients(hypers, steps, set_of, placed, coefficients, first, n_rows)
         if NORM:
             _sum_up(chunks, n_chunks, unscale, partials, SKIP_NONFINITE, ALIGNMENT)
     # One thread has stored and one counts: the barrier makes what every thread of the program has
@@ -177,7 +187,19 @@ def prepare(
             if NORM:
                 tl.store(results, norm)
                 tl.store(results + 1, clip)
-            _write_factors(steps, grads, coefficients, n_rows, unscale, clip, DEVICE_STEPS)
+            _write_factors(steps, placed, coefficients, n_rows, unscale, clip, DEVICE_STEPS)
+
+
+@jit
+def _place_share(
+    chunks: tl.tensor, placed: tl.tensor, n_moved: tl.tensor, n_placed: tl.tensor
+) -> None:
+    """Places the chunks whose squares this program sums up, so that it waits for no other one."""
+    programs = tl.num_programs(0)
+    for first in range(tl.program_id(0), n_moved, programs * _ROW_BLOCK):
+        at = first + tl.arange(0, _ROW_BLOCK) * programs
+        place(chunks, placed, at, at < n_moved, n_placed)
+    tl.debug_barrier()  # what any thread has stored, all may load
 
 
 @jit
@@ -262,7 +284,7 @@ def _clip_factor(norm: tl.tensor, max_norm: tl.tensor) -> tl.tensor:
 @jit
 def _write_factors(
     steps: tl.tensor,
-    grads: tl.tensor,
+    placed: tl.tensor,
     coefficients: tl.tensor,
     n_rows: tl.tensor,
     unscale: tl.tensor,
@@ -274,7 +296,7 @@ def _write_factors(
         at = first + tl.arange(0, _ROW_BLOCK)
         there = at < n_rows
         if DEVICE_STEPS:
-            there = there & (tl.load(grads + at, there, other=0) != 0)
+            there = there & (tl.load(placed + at, there, other=0) != 0)
             tl.store(steps + at, tl.load(steps + at, there, other=0) + 1, there)
         row = coefficients + at * COEFFICIENTS
         tl.store(row + _UNSCALE, unscale.to(tl.float64), there)
@@ -286,7 +308,7 @@ def _find_coefficients(
     hypers: tl.tensor,
     steps: tl.tensor,
     set_of: tl.tensor,
-    grads: tl.tensor,
+    placed: tl.tensor,
     coefficients: tl.tensor,
     first: tl.tensor,
     n_rows: tl.tensor,
@@ -298,7 +320,7 @@ def _find_coefficients(
     """
     at = first + tl.arange(0, _ROW_BLOCK)
     there = at < n_rows
-    there = there & (tl.load(grads + at, there, other=0) != 0)
+    there = there & (tl.load(placed + at, there, other=0) != 0)
     step = tl.load(steps + at, there, other=0) + 1
     of_set = hypers + tl.load(set_of + at, there, other=0) * _SET_COLUMNS
     lr = _hyper(of_set, _LR, there)
