@@ -34,6 +34,10 @@ def scale(optimizer: Adam, value: float, found: Any) -> None:
     optimizer.found_inf = found if is_number else torch.tensor([found], device=device)  # type: ignore[attr-defined]
 
 
+def refuse(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no memory")
+
+
 def test_the_scale_in_the_statistics(device: torch.device) -> None:
     def scenario(device: torch.device) -> Iterator[Any]:
         optimizer, params = pair(device)
@@ -248,9 +252,6 @@ def test_addresses_that_no_chunk_was_told_are_not_forgotten(
     give(params, 0)
     optimizer.step()
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no memory")
-
     old = [p.grad for p in params]
     give(params, 1, scale=-1.0)
     with pytest.MonkeyPatch.context() as patch:
@@ -260,6 +261,53 @@ def test_addresses_that_no_chunk_was_told_are_not_forgotten(
     expected = 0.9 * optimizer.state[params[0]]["exp_avg"] + 0.1 * params[0].grad
     optimizer.step()
     assert torch.allclose(optimizer.state[params[0]]["exp_avg"], expected), len(old)
+
+
+def test_addresses_that_a_guarded_step_has_not_told_are_told_by_a_plain_one(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, params = pair(device)
+    give(params, 0)
+    optimizer.step()
+    old = [p.grad for p in params]
+    give(params, 1, scale=-1.0)
+    scale(optimizer, 1.0, 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "launch", refuse)
+        with pytest.raises(RuntimeError, match="no memory"):
+            optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    expected = 0.9 * optimizer.state[params[0]]["exp_avg"] + 0.1 * params[0].grad
+    optimizer.step()
+    assert torch.allclose(optimizer.state[params[0]]["exp_avg"], expected), len(old)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1e9}])
+def test_chunks_made_for_a_step_that_failed_are_not_taken_for_those_before(
+    options: dict[str, Any], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made anew for addresses that are aligned otherwise, and then nothing is sent."""
+    optimizer, params = pair(device, **options)
+    give(params, 0)
+    optimizer.step()
+    first = [p.grad for p in params]
+    for p in params:
+        unaligned = torch.ones(p.numel() + 1, device=device)[1:]
+        set_grad(p, unaligned.view_as(p))
+    original = Staging.send
+
+    def refuse_addresses(self: Staging, array: Any, target: torch.Tensor) -> None:
+        refuse() if array.shape == (2, len(params)) else original(self, array, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "send", refuse_addresses)
+        with pytest.raises(RuntimeError, match="no memory"):
+            optimizer.step()
+    for p, grad in zip(params, first, strict=True):
+        set_grad(p, grad)
+    expected = 0.9 * optimizer.state[params[0]]["exp_avg"] + 0.1 * params[0].grad
+    optimizer.step()
+    assert torch.allclose(optimizer.state[params[0]]["exp_avg"], expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"capturable": True}])

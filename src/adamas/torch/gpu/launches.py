@@ -204,6 +204,8 @@ class Launches:
         if not np.array_equal(kinds, self._kinds):
             if self.captured:
                 raise RuntimeError(OUT_OF_PLACE)
+            # New chunks have today's addresses, whatever was told to those before.
+            self._placed = np.full_like(self._placed, -1)
             self._build(kinds)
         self.captured |= capturing
         placed = np.ascontiguousarray(placed)

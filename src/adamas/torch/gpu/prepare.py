@@ -43,7 +43,7 @@ class Tensors(NamedTuple):
     """What ``prepare`` reads and writes on the device."""
 
     chunks: Tensor
-    """(chunks, 16) int64, as ``kernels.step_chunk``'s; those that have moved are placed here."""
+    """(chunks, 16) int64, as ``kernels.step_chunk``'s; placed here where ``launch`` is told so."""
     settings: Tensor
     """float64, the norm to clip to, not above 0 for no clipping; inf measures only."""
     hypers: Tensor
