@@ -35,31 +35,28 @@ def place_gradients(
 ) -> None:
     """Tells chunks where their gradients lie, and which coefficients are theirs.
 
+    Each program tells those whose squares ``squares.sum_share`` has it add up.
+
     Args:
         chunks: (count, 16) int64.
         placed: (2, rows) int64, of the table's rows the gradient's address, 0 for none, and the
             coefficients' index.
         count: of chunks.
         rows: of the table.
-        BLOCK: chunks a program.
+        BLOCK: chunks that a program tells at a time.
     """
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place(chunks, placed, at, at < count, rows)
-
-
-@jit
-def place(
-    chunks: tl.tensor, placed: tl.tensor, at: tl.tensor, inside: tl.tensor, rows: tl.tensor
-) -> None:
-    """The same of some chunks, those ``at`` their numbers that are ``inside``."""
-    chunk = chunks + at.to(tl.int64) * COLUMNS
-    row = tl.load(chunk + ROW, inside, other=0)
-    dtype = tl.load(chunk + GRAD_DTYPE, inside, other=0)
-    size = tl.where(dtype == FLOAT64, 8, tl.where(dtype == FLOAT32, 4, 2))
-    address = tl.load(placed + row, inside, other=0)
-    begin = tl.load(chunk + BEGIN, inside, other=0)
-    tl.store(chunk + _GRAD, tl.where(address != 0, address + begin * size, 0), inside)
-    tl.store(chunk + _SET, tl.load(placed + rows + row, inside, other=0), inside)
+    programs = tl.num_programs(0)
+    for first in range(tl.program_id(0), count, programs * BLOCK):
+        at = first + tl.arange(0, BLOCK) * programs
+        inside = at < count
+        chunk = chunks + at.to(tl.int64) * COLUMNS
+        row = tl.load(chunk + ROW, inside, other=0)
+        dtype = tl.load(chunk + GRAD_DTYPE, inside, other=0)
+        size = tl.where(dtype == FLOAT64, 8, tl.where(dtype == FLOAT32, 4, 2))
+        address = tl.load(placed + row, inside, other=0)
+        begin = tl.load(chunk + BEGIN, inside, other=0)
+        tl.store(chunk + _GRAD, tl.where(address != 0, address + begin * size, 0), inside)
+        tl.store(chunk + _SET, tl.load(placed + rows + row, inside, other=0), inside)
 
 
 @jit

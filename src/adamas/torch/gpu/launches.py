@@ -186,7 +186,7 @@ class Launches:
         self.moved = False
 
     def bring(self, present: NDArray[np.bool_] | None = None, capturing: bool = False) -> None:
-        """Brings to the device what chunks are to be told of the rows.
+        """Sends what chunks are to be told of the rows, and makes them anew where kinds changed.
 
         Args:
             present: which have a gradient, where that has to be known of empty ones too, which
@@ -204,7 +204,7 @@ class Launches:
         if not np.array_equal(kinds, self._kinds):
             if self.captured:
                 raise RuntimeError(OUT_OF_PLACE)
-            # New chunks have today's addresses, whatever was told to those before.
+            # New chunks know nothing of what was told to those before.
             self._placed = np.full_like(self._placed, -1)
             self._build(kinds)
         self.captured |= capturing

@@ -15,7 +15,7 @@ from ...hyper import Coefficients
 from . import sets
 from .bias import bias_correction
 from .jit import Launcher, jit, jit_with
-from .kernels import place
+from .kernels import place_gradients
 from .rules import COEFFICIENTS
 from .squares import rounded_sum, sum_share, total
 
@@ -160,8 +160,9 @@ def prepare(
     """
     programs = tl.num_programs(0)
     unscale, found = _scaler(grad_scale, found_inf, HAS_SCALE, HAS_FOUND)
-    if n_moved > 0:  # also where the step is skipped: they are told once
-        _place_share(chunks, placed, n_moved, n_placed)
+    if n_moved > 0:  # also where the step is skipped, for chunks are told once
+        place_gradients(chunks, placed, n_moved, n_placed, _ROW_BLOCK)
+        tl.debug_barrier()  # what one thread has stored, all of the program load
     if found == 0:
         if DEVICE_STEPS:
             for first in range(tl.program_id(0) * _ROW_BLOCK, n_rows, programs * _ROW_BLOCK):
@@ -188,18 +189,6 @@ def prepare(
                 tl.store(results, norm)
                 tl.store(results + 1, clip)
             _write_factors(steps, placed, coefficients, n_rows, unscale, clip, DEVICE_STEPS)
-
-
-@jit
-def _place_share(
-    chunks: tl.tensor, placed: tl.tensor, n_moved: tl.tensor, n_placed: tl.tensor
-) -> None:
-    """Places the chunks whose squares this program sums up, so that it waits for no other one."""
-    programs = tl.num_programs(0)
-    for first in range(tl.program_id(0), n_moved, programs * _ROW_BLOCK):
-        at = first + tl.arange(0, _ROW_BLOCK) * programs
-        place(chunks, placed, at, at < n_moved, n_placed)
-    tl.debug_barrier()  # what any thread has stored, all may load
 
 
 @jit
