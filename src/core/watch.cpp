@@ -62,14 +62,8 @@ Torch torch_of(nb::tuple parts) {
               nb::cast<std::uint64_t>(parts[4]),
               reinterpret_cast<const void*>(nb::cast<std::intptr_t>(parts[5]))};
   take(torch.data_pointer, parts[6]);
-  take(torch.dimensions, parts[7]);
-  take(torch.sizes, parts[8]);
-  take(torch.strides, parts[9]);
-  take(torch.dtype, parts[10]);
-  take(torch.device_type, parts[11]);
-  take(torch.device_index, parts[12]);
-  take(torch.grad, parts[13]);
-  take(torch.bump_version, parts[14]);
+  take(torch.grad, parts[7]);
+  take(torch.bump_version, parts[8]);
   return torch;
 }
 
@@ -149,22 +143,16 @@ const void* Watch::tensor(nb::handle object) const {
 }
 
 Watch::Place Watch::place(const void* tensor) const {
-  std::int32_t dtype = 0, device_type = 0, device_index = 0;
-  std::int64_t dimensions = 0, *sizes = nullptr, *strides = nullptr;
+  const char* const impl = static_cast<const char*>(impl_of(tensor));
+  const auto& told = *reinterpret_cast<const Description*>(impl + torch_.described);
   void* address = nullptr;
-  const char* keys = static_cast<const char*>(impl_of(tensor)) + torch_.keys;
   // The keys before all: a helper that asked Python would wait for the caller, and that for it; and
-  // of a tensor that has no strides, the shim would complain on the standard error.
-  const std::uint64_t told = *reinterpret_cast<const std::uint64_t*>(keys);
-  if (!(told & torch_.dense) || told & torch_.otherwise) return {0, nowhere, 0};
-  if (torch_.data_pointer(tensor, &address) || torch_.dimensions(tensor, &dimensions) ||
-      torch_.sizes(tensor, &sizes) || torch_.strides(tensor, &strides) ||
-      torch_.dtype(tensor, &dtype) || torch_.device_type(tensor, &device_type) ||
-      torch_.device_index(tensor, &device_index))
+  // of a tensor that has no memory, the shim would complain on the standard error.
+  if (!(told.keys & torch_.dense) || told.keys & torch_.otherwise ||
+      torch_.data_pointer(tensor, &address))
     return {0, nowhere, 0};
-  const std::int64_t device = (std::int64_t(device_type) << 16) + std::uint16_t(device_index);
-  return {reinterpret_cast<std::intptr_t>(address), (device << 8) + dtype,
-          layout_of(dimensions, sizes, strides)};
+  return {reinterpret_cast<std::intptr_t>(address), told.type & 0xffffffff,
+          layout_of(told.dimensions, told.sizes(), told.strides())};
 }
 
 nb::object Watch::unwrap(PyObject* tensor) const {

@@ -22,28 +22,37 @@ using Matrix =
 // of its at::Tensor, whose first word is that of its TensorImpl.
 struct Torch {
   std::ptrdiff_t field;    // of a Python tensor, that is its at::Tensor,
-  std::ptrdiff_t storage;  // and of a TensorImpl, that is the address of its memory's description
-  std::ptrdiff_t keys;     // and that is its dispatch keys;
-  // of these, that of tensors that have strides, and those of tensors whose memory does not hold
+  std::ptrdiff_t storage;  // and of a TensorImpl, that is the address of its memory's description,
+  std::ptrdiff_t described;  // and that is its Description;
+  // of its keys, that of tensors that have strides, and those of tensors whose memory does not hold
   // what they are: classes that have Python say it, zeros, and lazily conjugated or negated ones;
   std::uint64_t dense, otherwise;
   const void* undefined;  // the TensorImpl of none
-  // Of the C shim: 0 where they find an answer, which most do not of tensors without memory.
+  // Of the C shim: 0 where it finds an answer, which it does not of tensors without memory.
   int (*data_pointer)(const void* tensor, void** answer);
-  int (*dimensions)(const void* tensor, std::int64_t* answer);
-  int (*sizes)(const void* tensor, std::int64_t** answer);
-  int (*strides)(const void* tensor, std::int64_t** answer);
-  int (*dtype)(const void* tensor, std::int32_t* answer);
-  int (*device_type)(const void* tensor, std::int32_t* answer);
-  int (*device_index)(const void* tensor, std::int32_t* answer);
   // Of C++: TensorImpl::grad, and autograd::impl::bump_version.
   const void* (*grad)(const void* impl);
   void (*bump_version)(const void* tensor);
 };
 
+// The last words of a TensorImpl; adamas.torch.watch has found that they are these. Read where they
+// are, for to ask the shim for each takes longer.
+struct Description {
+  static constexpr std::int64_t most_inside = 5;
+  std::int64_t dimensions;
+  std::int64_t numbers[2 * most_inside];  // sizes and strides; of more, where they are
+  std::int64_t offset, elements;
+  std::int64_t type;  // two bytes of the dtype, one of the device's type, one of its index; flags
+  std::uint64_t keys;
+
+  const std::int64_t* sizes() const {
+    return dimensions <= most_inside ? numbers : reinterpret_cast<const std::int64_t*>(numbers[0]);
+  }
+  const std::int64_t* strides() const { return sizes() + std::max(dimensions, most_inside); }
+};
+
 // Remembers where parameters and their moments lie, and sees at each step whether they still do and
-// where the gradients are. Each question put to a tensor costs some 2 ns; through Python, 70 and
-// more.
+// where the gradients are. Each question put to torch costs some 2 ns; through Python, 70 and more.
 class Watch {
  public:
   // Bits of look()'s answer.
@@ -79,8 +88,8 @@ class Watch {
 
  private:
   struct Place {
-    std::int64_t address, kind, layout;  // the kind's bits from 24 on are the device's type
-    bool on_cpu() const { return kind >> 24 == 0; }
+    std::int64_t address, kind, layout;  // the kind is a dtype and a device
+    bool on_cpu() const { return (kind >> 16 & 0xff) == 0; }
     bool operator==(const Place& other) const {
       return address == other.address && kind == other.kind && layout == other.layout;
     }

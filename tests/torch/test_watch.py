@@ -86,25 +86,54 @@ def test_a_step_shows_in_the_versions_of_what_it_writes(
     assert (one._version, other._version) == (before[0], before[1] + 1)
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (1, 1, 1, 1, 1, 1, 3, 3)])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_moment_that_is_turned_in_its_place(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
+    compiled: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its address is what it was, and its elements are in another order."""
     if not compiled:
         monkeypatch.setattr(watch, "_exports", lambda: None)
-    params = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    params = [nn.Parameter(torch.ones(shape)) for _ in range(2)]
+    one, other = (i for i, size in enumerate(shape) if size == 3)
     optimizers = [Adam(params[:1], lr=0.1), torch.optim.Adam(params[1:], lr=0.1)]
     for step in range(3):
         for p, optimizer in zip(params, optimizers, strict=True):
             if step:
-                optimizer.state[p]["exp_avg"].t_()
-            p.grad = torch.arange(9.0).reshape(3, 3) - 3.5
+                optimizer.state[p]["exp_avg"].transpose_(one, other)
+            p.grad = torch.arange(9.0).reshape(shape) - 3.5
             optimizer.step()
     torch.testing.assert_close(params[0], params[1], rtol=0, atol=2e-6)
     optimizers[0].state[params[0]]["exp_avg"].resize_(3)
-    with pytest.raises(ValueError, match=r"must have exp_avg of shape \(3, 3\), got \(3,\)"):
+    wanted = ", ".join(map(str, shape))
+    with pytest.raises(ValueError, match=rf"have exp_avg of shape \({wanted}\), got \(3,\)"):
         optimizers[0].step()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_moment_that_becomes_of_another_type_in_its_place(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(watch, "_exports", lambda: None)
+    """Its numbers are then what is read, as of any state in another type than is kept."""
+    optimizer, one, _ = stepped()
+    moment = optimizer.state[one]["exp_avg"]
+    moment.data = moment.view(torch.int32)
+    number = moment[0].item()
+    optimizer.step()
+    found = optimizer.state[one]["exp_avg"]
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([0.9 * number + 0.1] * 2)
+
+
+@pytest.mark.parametrize("place", ["_SIZES", "_STRIDES", "_OFFSET", "_TYPE"])
+def test_a_torch_whose_tensors_describe_themselves_otherwise(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked by a watch that would read something else."""
+    monkeypatch.setattr(watch, place, 2)
+    assert watch._exports.__wrapped__() is None
 
 
 def test_tensors_swapped_between_steps() -> None:

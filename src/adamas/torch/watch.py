@@ -47,21 +47,18 @@ def watch(params: list[Tensor], states: list[State], moments: list[tuple[str, ..
     return compiled
 
 
-# What the compiled watch asks: functions of torch's C shim, which stay as they are, in the order of
-# struct Torch in src/core/watch.hpp,
-_SHIM = (
+# What the compiled watch asks: a function of torch's C shim, and two that the shim lacks,
+# c10::TensorImpl::grad and torch::autograd::impl::bump_version.
+_FUNCTIONS = (
     "aoti_torch_get_data_ptr",
-    "aoti_torch_get_dim",
-    "aoti_torch_get_sizes",
-    "aoti_torch_get_strides",
-    "aoti_torch_get_dtype",
-    "aoti_torch_get_device_type",
-    "aoti_torch_get_device_index",
+    "_ZNK3c1010TensorImpl4gradEv",
+    "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
 )
-# and two that the shim lacks: c10::TensorImpl::grad, and torch::autograd::impl::bump_version.
-_GRAD = "_ZNK3c1010TensorImpl4gradEv"
-_BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
+_WORD = ctypes.sizeof(ctypes.c_size_t)
 _IMPLS = 176, 184, 192  # bytes that a TensorImpl has, from the newest version to the oldest
+_INSIDE = 5  # dimensions whose sizes and strides a TensorImpl has in itself
+# Of its last words, in the order of struct Description in src/core/watch.hpp.
+_SIZES, _STRIDES, _OFFSET, _ELEMENTS, _TYPE, _KEYS = 1, 6, 11, 12, 13, 14
 
 
 @cache
@@ -69,7 +66,7 @@ def _exports() -> tuple[int | None, ...] | None:
     """What ``native.Watch`` has to know of torch, None where this torch is not as it must be."""
     library = ctypes.CDLL(torch._C.__file__)
     try:
-        functions = [getattr(library, name) for name in (*_SHIM, _GRAD, _BUMP_VERSION)]
+        functions = [getattr(library, name) for name in _FUNCTIONS]
         keys_of = torch._C._dispatch_keys
     except AttributeError:
         return None
@@ -90,15 +87,53 @@ def _exports() -> tuple[int | None, ...] | None:
     alone = len(fields) == len(keys) == 1
     if not alone or not storages or _grad_of(one, functions[-2]) != grad._cdata:
         return None
+    described = min(keys) - _KEYS * _WORD
+    if not _describes(described):
+        return None
     addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
-    return min(fields), min(storages), min(keys), dense, otherwise, undefined, *addresses
+    return min(fields), min(storages), described, dense, otherwise, undefined, *addresses
 
 
 def _words(address: int, value: int, size: int = _IMPLS[0]) -> set[int]:
     """At which of the first words of an object there is a value, in bytes from its beginning."""
-    word = ctypes.sizeof(ctypes.c_size_t)
-    words = (ctypes.c_size_t * (size // word)).from_address(address)
-    return {i * word for i, found in enumerate(words) if found == value}
+    words = (ctypes.c_size_t * (size // _WORD)).from_address(address)
+    return {i * _WORD for i, found in enumerate(words) if found == value}
+
+
+def _describes(at: int) -> bool:
+    """Whether a TensorImpl's words from there on are what ``struct Description`` says."""
+    whole = torch.zeros(3, 5, 7, 2, 4)
+    parts = [whole, whole[1, 2, 3], whole.permute(4, 2, 0, 1, 3)[1:, 2], whole.sum()]
+    if not all(_is_described(part, _said(part, at)) for part in parts):
+        return False
+    # Those of more dimensions only now: their numbers are looked up where a word says.
+    parts = [whole[:, None, 1:, :, None], whole.new_zeros(0, 2, 1, 3, 1, 4, 5)]
+    if not all(_is_described(part, _said(part, at)) for part in parts):
+        return False
+    others = (torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+    types = [_said(whole.to(dtype), at)[_TYPE] & 0xFFFFFFFF for dtype in (whole.dtype, *others)]
+    elsewhere = _said(torch.empty(1, device="meta"), at)[_TYPE] >> 16 & 0xFF
+    on_cpu = not any(kind >> 16 & 0xFF for kind in types)
+    return len(set(types)) == len(types) and on_cpu and elsewhere != 0
+
+
+def _said(tensor: Tensor, at: int) -> list[int]:
+    """The words of its TensorImpl from there on."""
+    return list((ctypes.c_int64 * (_KEYS + 1)).from_address(tensor._cdata + at))
+
+
+def _is_described(tensor: Tensor, words: list[int]) -> bool:
+    dimensions = tensor.dim()
+    if words[0] != dimensions:
+        return False
+    sizes = words[_SIZES : _SIZES + dimensions]
+    strides = words[_STRIDES : _STRIDES + dimensions]
+    if dimensions > _INSIDE:
+        numbers = list((ctypes.c_int64 * (2 * dimensions)).from_address(words[_SIZES]))
+        sizes, strides = numbers[:dimensions], numbers[dimensions:]
+    counts = [tensor.storage_offset(), tensor.numel()]
+    said = [sizes, strides, words[_OFFSET : _ELEMENTS + 1]]
+    return said == [list(tensor.shape), list(tensor.stride()), counts]
 
 
 def _keys(*names: str) -> int:
