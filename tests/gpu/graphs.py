@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adamas.torch import conditions, hyperparameters
-from adamas.torch.gpu import executor
+from adamas.torch.gpu import executor, jit
 from adamas.torch.gpu import staging as of_staging
 from adamas.torch.gpu.jit import Launcher
 from adamas.torch.gpu.staging import Staging
@@ -38,7 +38,7 @@ def capture(work: Callable[[], Any], device: torch.device) -> Callable[[], None]
         done.append(partial(send, self, array.copy(), target))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (conditions, executor, of_staging):
+        for module in (conditions, executor, jit, of_staging):
             patch.setattr(module, "is_capturing", lambda device: True)
         patch.setattr(Launcher, "__call__", record_launch)
         patch.setattr(Staging, "send", record_send)

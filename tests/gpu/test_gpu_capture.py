@@ -5,7 +5,9 @@ Without a GPU, the graph is a list of what was launched and sent.
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from devices import assert_equal, core, numbers, params_of, record, weights
 from graphs import capture, tensors_on_device
 from torch import Tensor, nn
 
-from adamas.torch import SGD, AdamW, RMSprop, conditions, plan
+from adamas.torch import SGD, AdamW, RMSprop, conditions, plan, step_in_backward
 
 pytestmark = pytest.mark.gpu
 
@@ -198,7 +200,7 @@ def test_an_eager_step_between_replays_that_needs_another_plan(device: torch.dev
             if max_norm:
                 twins.eager(moved=False)
         twins.here.last_grad_norm = twins.there.last_grad_norm
-        assert any(kept is launches for _, kept, _ in twins.there._outcome.graphs)
+        assert any(launches in graph.others for graph in twins.there._outcome.graphs)
         twins.give(moved=False)
 
 
@@ -236,6 +238,14 @@ def test_a_capture_that_has_to_build_says_so(device: torch.device) -> None:
     optimizer.add_param_group({"params": many})
     for p in many:
         p.grad = torch.ones_like(p)
+    assert "make three steps" in refusal(optimizer, device)
+    assert not any(p in optimizer.state for p in many)
+    del optimizer.param_groups[1]
+    assert_equal(record(optimizer), before, "afterwards")
+
+
+def refusal(optimizer: AdamW, device: torch.device) -> str:
+    """What an optimizer says of its step where that cannot be captured."""
     told = []
 
     def step() -> None:
@@ -247,10 +257,75 @@ def test_a_capture_that_has_to_build_says_so(device: torch.device) -> None:
 
     with pytest.raises(RuntimeError):
         capture(step, device)
-    assert "make three steps" in told[0]
-    assert not any(p in optimizer.state for p in many)
-    del optimizer.param_groups[1]
-    assert_equal(record(optimizer), before, "afterwards")
+    return told[0]
+
+
+@pytest.mark.parametrize("change", ["maximize", "measure"])
+def test_a_capture_unlike_the_steps_before_is_refused(change: str, device: torch.device) -> None:
+    """What it would have to compile, or to read; and leaves everything as it is."""
+    params = weights(SHAPES, device)
+    optimizer = AdamW(params, capturable=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    for _ in range(WARM):
+        optimizer.step()
+    before = record(optimizer)
+    if change == "measure":
+        optimizer.measure_next_step()
+        assert "cannot be measured" in refusal(optimizer, device)
+        assert_equal(record(optimizer), before, "afterwards")
+        optimizer.step()  # which is measured instead
+        assert optimizer.statistics().parameters[0].update_norm > 0
+    else:
+        optimizer.param_groups[0]["maximize"] = True
+        assert "make three steps" in refusal(optimizer, device)
+        assert_equal(record(optimizer), before, "afterwards")
+        for _ in range(WARM):
+            optimizer.step()
+        capture(optimizer.step, device)
+
+
+@pytest.mark.parametrize("change", ["load", "number"])
+def test_a_graph_keeps_the_tensors_that_it_reads(change: str, device: torch.device) -> None:
+    """Of options, too, that have become others since."""
+    params = weights(SHAPES, device)
+    lr = torch.tensor(0.1, device=device)
+    optimizer = AdamW([{"params": params, "lr": lr}], capturable=True)
+    still_there = weakref.ref(lr)
+    del lr
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with tensors_on_device(device):
+        for _ in range(WARM):
+            optimizer.step()
+        replay = capture(optimizer.step, device)
+        if change == "load":
+            optimizer.load_state_dict(optimizer.state_dict())
+        else:
+            optimizer.param_groups[0]["lr"] = 0.05
+            optimizer.step()
+        gc.collect()
+        assert still_there() is not None
+        replay()
+
+
+def test_a_graph_of_steps_in_backward_counts_where_they_do(device: torch.device) -> None:
+    """Each parameter's by itself, so that nobody is told of others' counts."""
+    params = weights(SHAPES, device)
+    optimizer = AdamW(params, capturable=True)
+    step_in_backward(optimizer)
+
+    def train() -> None:
+        torch.stack([p.square().sum() for p in params]).sum().backward()
+        optimizer.step()
+
+    for _ in range(WARM):
+        train()
+    if device.type == "cpu":  # a graph's backward takes memory of its own
+        capture(train, device)
+    for _ in range(2):
+        train()
+    assert {int(optimizer.state[p]["step"]) for p in params} == {WARM + 2}
 
 
 def test_a_graph_that_counts_apart_is_told_of(device: torch.device) -> None:

@@ -215,6 +215,23 @@ def test_row_7_another_device_than_the_current_one(device: torch.device) -> None
             assert_same(scenario, device)
 
 
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_parameter_that_moves_without_its_gradient(device: torch.device, stepped: bool) -> None:
+    """Its address would be read where there is nothing, or something else."""
+    cpu = torch.device("cpu")
+    for here, there in ((cpu, device), (device, cpu)):
+        (p,) = weights([(70,)], here)
+        optimizer = AdamW([p], lr=0.1)
+        p.grad = torch.ones_like(p)
+        if stepped:
+            optimizer.step()
+        p.data = p.data.to(there)
+        before = bits(p)
+        with pytest.raises(RuntimeError, match=f"must be on its device {there.type}"):
+            optimizer.step()
+        assert_equal(bits(p), before, "weights")
+
+
 def test_parameters_on_the_cpu_beside_those_on_the_device(device: torch.device) -> None:
     def scenario(device: torch.device) -> Iterator[Any]:
         params = [*weights([(70,)], device), *weights([(5,)], torch.device("cpu"))]

@@ -199,6 +199,32 @@ def test_pinned_memory_is_used_in_turn(device: torch.device) -> None:
     assert len(staging._slots) <= 20
 
 
+def test_a_copy_that_fails_leaves_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the last one of those that share a buffer."""
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *a, pin_memory=False, **options: empty(*a, **options)
+    )
+    event = SimpleNamespace(record=lambda: None, query=lambda: True)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(Event=lambda: event))
+    sender, array = Staging(), np.zeros(13)
+    target = torch.zeros(13, dtype=torch.float64, device="meta")
+    for _ in range(40):
+        sender.send(array, target)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "copy_", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                sender.send(array, target)
+    assert len(sender._slots) <= 2
+
+
+@pytest.mark.parametrize(("rows", "room"), [(1, 256), (16, 4096), (148, 4096)])
+def test_small_tables_take_little_pinned_memory(rows: int, room: int) -> None:
+    """As each parameter's where backward steps them one by one."""
+    launches = Launches(native.table(rows), torch.device("cpu"))
+    assert launches._staging._small == room
+
+
 @needs_gpu
 def test_small_copies_share_an_event(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a large one, too, whose buffer is none for them."""
@@ -256,5 +282,7 @@ def test_what_captured_steps_send(size: int, steps: int, monkeypatch: pytest.Mon
         send(1, size, 14)
     for array, there in kept:
         assert there.tobytes() == array.tobytes()
-    with pytest.raises(RuntimeError, match="make three steps"):
+    with pytest.raises(RuntimeError, match="hold all memory that was pinned for them"):
         send(*[size] * steps)
+    with pytest.raises(RuntimeError, match="make three steps"):
+        Staging().send(np.zeros(1), torch.zeros(1, dtype=torch.float64, device=device))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from adamas.torch import Adam, AdamW
+from adamas.torch.state import check_grad
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -222,6 +223,13 @@ def test_a_bad_step_touches_nothing(
         optimizer.step()
     assert all(torch.equal(p, w) for p, w in zip(params, weights, strict=True))
     assert [optimizer.state[p]["step"] for p in params] == steps
+
+
+def test_a_gradient_that_stayed_on_another_device() -> None:
+    """No address says whose memory it is in; on a real GPU, see ``tests/gpu``."""
+    message = "gradient of it must be on its device cpu, got meta: call zero_grad"
+    with pytest.raises(RuntimeError, match=message):
+        check_grad(torch.ones(2), torch.ones(2, device="meta"), "it")
 
 
 @pytest.mark.parametrize(

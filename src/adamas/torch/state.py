@@ -132,6 +132,11 @@ def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
             f"the gradient of {name} must have its shape {tuple(param.shape)}, got "
             f"{tuple(grad.shape)}: call zero_grad() after changing a parameter's data"
         )
+    if grad.device != param.device:
+        raise RuntimeError(
+            f"the gradient of {name} must be on its device {param.device}, got {grad.device}: call "
+            "zero_grad() after moving a parameter"
+        )
     if grad.is_complex() != param.is_complex():
         raise TypeError(f"the gradient of {name} is {grad.dtype}, but {name} is {param.dtype}")
 

@@ -48,6 +48,16 @@ def needs(request: Request | None) -> Needs:
     return Needs(counts, request.max_grad_norm is not None or request.skip_nonfinite)
 
 
+class Graph(NamedTuple):
+    """What a captured step uses."""
+
+    params: list[Tensor]
+    counts: list[int]
+    """The addresses at which it counts their steps."""
+    others: tuple[Any, ...]
+    """What holds this and all else that it reads and writes."""
+
+
 class Outcome(NamedTuple):
     """Where a step tells what it found out, on the device."""
 
@@ -57,8 +67,8 @@ class Outcome(NamedTuple):
     """The same of the step before."""
     skipped: Tensor
     """int64: how many steps were."""
-    graphs: list[Any]
-    """What graphs that were captured use, which has to live as long as they may."""
+    graphs: list[Graph]
+    """One of each step that was captured; they have to live as long as graphs may."""
 
 
 def takes(device: torch.device) -> bool:

@@ -21,7 +21,7 @@ from ..sharding import local, local_like
 from ..state import Entry
 from ..statistics import Found, columns_of
 from ..table import Table
-from . import Outcome, Request, sets
+from . import Graph, Outcome, Request, sets
 from .guard import Guard
 from .launches import Launches, current
 from .staging import OUT_OF_PLACE, is_capturing
@@ -32,6 +32,10 @@ _APART = (
     "since a graph was captured, this optimizer has got other parameters to step, and counts the "
     "steps elsewhere: replays go on by counts of their own, and correct the bias by them. Capture "
     "the step again"
+)
+_UNMEASURED = (
+    "a step that is captured in a graph cannot be measured, which waits for what it has done: call "
+    "measure_next_step() before a step outside of it"
 )
 
 
@@ -130,6 +134,8 @@ class Executor:
             to be measured and was skipped.
         """
         table = self._table
+        if measure and is_capturing(self.device):
+            raise RuntimeError(_UNMEASURED)
         entries = self._present()
         before = [trained(e.param, e.state).clone() for e in entries] if measure else []
         hypers = coefficients = None
@@ -140,7 +146,7 @@ class Executor:
             coefficients = table.coefficients([hyper_of(group) for group in groups], 1.0, 1.0)
         table.touch()
         with deferred(), current(self.device):
-            self._launch(request, outcome, hypers, coefficients)
+            self._launch(groups, request, outcome, hypers, coefficients)
             if coefficients is not None:
                 native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         if measure and self._guarded().skip.item():
@@ -153,6 +159,7 @@ class Executor:
 
     def _launch(
         self,
+        groups: list[dict[str, Any]],
         request: Request,
         outcome: Outcome,
         hypers: NDArray[np.float64] | None,
@@ -162,14 +169,14 @@ class Executor:
         if self._launches.captured and not capturing:
             self._leave_to_graph()
         launches, guard = self._launches, self._guarded()
-        last = outcome.graphs[-1][-1] if outcome.graphs else guard
-        if self.counts and table.changed and not (capturing or guard.shares(last)):
+        if self.counts and table.changed and not capturing and self._counts_apart(outcome.graphs):
             warnings.warn(_APART, stacklevel=7)  # of who calls the optimizer's step
-        new_to_graphs = capturing and not launches.captured
         if table.changed or capturing:
             launches.bring(table.steps >= 0, capturing)
-        if new_to_graphs:  # which replays it whatever becomes of the plan
-            outcome.graphs.append((table, launches, guard))
+        if capturing:  # it is replayed whatever becomes of the plan and of the options
+            options = [(group["lr"], *group.get("betas", ())) for group in groups]
+            others = table, launches, guard, options
+            outcome.graphs.append(Graph(table.params, guard.addresses(), others))
         if coefficients is not None:
             launches.coefficients = launches.sent(coefficients, launches.coefficients)
         usual = hypers is not None and request.is_plain and _usual(hypers)
@@ -178,6 +185,14 @@ class Executor:
         table.changed = False
         if self._present():
             launches.launch(guard.skip, usual)
+
+    def _counts_apart(self, graphs: list[Graph]) -> bool:
+        """Whether the last graph of some parameter counts its steps elsewhere."""
+        last: dict[int, int] = {}
+        for graph in graphs:
+            last.update(zip(map(id, graph.params), graph.counts, strict=True))
+        own = zip(map(id, self._table.params), self._guarded().addresses(), strict=True)
+        return any(last.get(param, count) != count for param, count in own)
 
     def _leave_to_graph(self) -> None:
         """Goes on in memory of its own, for replays read what is in this, and write it."""

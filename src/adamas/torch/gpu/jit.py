@@ -7,6 +7,8 @@ from typing import Any
 
 import triton
 
+from .staging import OUT_OF_PLACE, is_capturing
+
 _ONE = 1, 1, 1  # program
 
 
@@ -42,9 +44,14 @@ class Launcher:
         """Compiles it and loads it on the device, which a launch then need not; as ``__call__``.
 
         Where Triton interprets, there is nothing to compile.
+
+        Raises:
+            RuntimeError: a graph is captured, during which nothing can be loaded.
         """
         if constants in self._compiled:
             return
+        if is_capturing(arguments[0].device):
+            raise RuntimeError(OUT_OF_PLACE)
         made = self._kernel.warmup(
             *arguments, *constants, grid=_ONE, enable_fp_fusion=False, **options
         )

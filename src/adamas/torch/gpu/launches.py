@@ -19,7 +19,7 @@ from ...hyper import Coefficients
 from . import kernels
 from .jit import Launcher
 from .rows import CODED, averages_of, bytes_of_groups, types_of
-from .staging import OUT_OF_PLACE, Staging
+from .staging import OUT_OF_PLACE, SMALL, Staging
 
 # Elements that a program steps, of coded moments and of others: enough to make up for its start.
 CODED_CHUNK, CHUNK = 8192, 4096
@@ -128,7 +128,8 @@ class Launches:
         self._compiled: set[bool] = set()  # what they have been compiled for: usual steps, others
         self._step = Launcher(kernels.step_chunk)
         self._place = Launcher(kernels.place_gradients)
-        self._staging = Staging()
+        # A row of coefficients or hyperparameters for each, or fewer numbers.
+        self._staging = Staging(small=min(SMALL, 128 << len(rows).bit_length()))
         self.moved = self.captured = False
         self._never = torch.zeros(1, dtype=torch.int32, device=device)
         self.chunks = self.placed = torch.zeros(0, dtype=torch.int64, device=device)

@@ -14,10 +14,15 @@ OUT_OF_PLACE = (
     "a step that is captured in a graph must find everything in its place: make three steps with "
     "capturable=True and such gradients as it will have before each capture"
 )
+NO_ROOM = (
+    "the graphs captured of late hold all memory that was pinned for them, and none can be pinned "
+    "during a capture: capture fewer steps in a graph, and make a step outside of any before the "
+    "next capture, which has room for eight steps or more again"
+)
 
 
 # Arrays of so many bytes at most, as each step sends, go into one slot one after the other.
-_SMALL = 4096
+SMALL = 4096
 _SMALL_ONES = 16
 _FEW = 4  # such slots that captures find beside those of a large table
 
@@ -25,9 +30,10 @@ _FEW = 4  # such slots that captures find beside those of a large table
 class _Slot:
     """A pinned buffer with places for arrays, and the event after which the device has read all."""
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._room = max(_SMALL, 1 << (size - 1).bit_length())  # so that growing tables need few
-        self.places = _SMALL_ONES if self._room == _SMALL else 1
+    def __init__(self, size: int, small: int, device: torch.device) -> None:
+        self._small = small
+        self._room = max(small, 1 << (size - 1).bit_length())  # so that growing tables need few
+        self.places = _SMALL_ONES if self._room == small else 1
         room = self._room * self.places
         self._buffer = torch.empty(room, dtype=torch.uint8, device="cpu", pin_memory=True)
         self._array = self._buffer.numpy()
@@ -41,7 +47,7 @@ class _Slot:
 
     def fits(self, array: NDArray[Any]) -> bool:
         """Whether it has, and places are for arrays of its size."""
-        return self.has_room(array) and (self.places > 1) == (array.nbytes <= _SMALL)
+        return self.has_room(array) and (self.places > 1) == (array.nbytes <= self._small)
 
     def fill(self, array: NDArray[Any], target: Tensor) -> Tensor:
         """The next place with an array in it, in the form of a tensor."""
@@ -60,9 +66,13 @@ class Staging:
 
     What is sent while a graph is captured is read again at each replay, so its buffer is kept; a
     few are made beforehand, for no memory can be pinned during capture.
+
+    Args:
+        small: what each step sends has so many bytes at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, small: int = SMALL) -> None:
+        self._small = small
         self._slots: deque[_Slot] = deque()  # full ones, which the device may still read
         self._slot: _Slot | None = None  # of small arrays, with places left
         self._spare: list[_Slot] = []
@@ -71,8 +81,8 @@ class Staging:
     def reserve(self, size: int, device: torch.device, count: int = 8) -> None:
         """Makes buffers of so many bytes for captures."""
         if device.type != "cpu":
-            few = [_Slot(_SMALL, device) for _ in range(_FEW * (size > _SMALL))]
-            self._spare = [*few, *(_Slot(size, device) for _ in range(count))]
+            few = [self._small] * (_FEW * (size > self._small))
+            self._spare = [_Slot(each, self._small, device) for each in [*few, *[size] * count]]
 
     def send(self, array: NDArray[Any], target: Tensor) -> None:
         """Copies an array to the device on its current stream, without waiting.
@@ -87,16 +97,16 @@ class Staging:
         if is_capturing(target.device):
             target.copy_(self._of_capture(array).fill(array, target), non_blocking=True)
             return
-        small = array.nbytes <= _SMALL
-        slot = self._slot if small else None
-        slot = slot or self._free(array, target.device)
-        target.copy_(slot.fill(array, target), non_blocking=True)
+        small = array.nbytes <= self._small
+        slot = (self._slot if small else None) or self._free(array, target.device)
+        source = slot.fill(array, target)
         full = slot.filled == slot.places
+        if small:
+            self._slot = None if full else slot
+        target.copy_(source, non_blocking=True)
         if full:
             slot.read.record()
             self._slots.append(slot)
-        if small:
-            self._slot = None if full else slot
 
     def _free(self, array: NDArray[Any], device: torch.device) -> _Slot:
         for _ in range(len(self._slots)):
@@ -105,7 +115,7 @@ class Staging:
                 slot.filled = 0
                 return slot
             self._slots.append(slot)
-        return _Slot(array.nbytes, device)
+        return _Slot(array.nbytes, self._small, device)
 
     def _of_capture(self, array: NDArray[Any]) -> _Slot:
         for slot in self._spare:
@@ -114,7 +124,7 @@ class Staging:
                     self._spare.remove(slot)
                 self._captured.append(slot)
                 return slot
-        raise RuntimeError(OUT_OF_PLACE)
+        raise RuntimeError(NO_ROOM if self._captured else OUT_OF_PLACE)
 
 
 def is_capturing(device: torch.device) -> bool:
