@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from adamas.torch import Adam, AdamW, step_in_backward
+from adamas.torch import SGD, Adam, AdamW, release, step_in_backward
 
 
 class Branching(nn.Module):
@@ -288,6 +289,26 @@ def test_statistics_of_steps_during_backward(named: bool) -> None:
     assert found[0].parameters == found[1].parameters
     assert found[0].groups == found[1].groups
     assert len({each.name for each in found[0].parameters}) == 4 - 2 * named
+
+
+def test_a_gradient_that_is_still_copied_off_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by FSDP2 with CPUOffloadPolicy, in torch before 2.13: the stream there is waited for."""
+    param = nn.Parameter(torch.ones(3))
+    optimizer = SGD([param], lr=0.5)
+    step_in_backward(optimizer)
+
+    def arrive() -> None:
+        assert param.grad is not None
+        param.grad.fill_(4.0)
+
+    param.device_mesh = SimpleNamespace(device_type="cuda")  # type: ignore[attr-defined]
+    stream = SimpleNamespace(synchronize=arrive)
+    module = SimpleNamespace(current_stream=lambda: stream)
+    monkeypatch.setattr(release, "is_sharded", lambda _: True)
+    monkeypatch.setattr(torch, "get_device_module", {"cuda": module}.__getitem__)
+    param.sum().backward()
+    optimizer.step()
+    assert param.tolist() == [-1.0] * 3
 
 
 def test_an_error_during_backward_names_the_parameter() -> None:

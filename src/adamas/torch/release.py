@@ -14,7 +14,7 @@ from .entries import name_of
 from .gpu import needs
 from .plan import Plan, ready
 from .recode import State
-from .sharding import local
+from .sharding import is_sharded, local
 
 
 def step_in_backward(optimizer: Optimizer, accumulate: int = 1) -> BackwardStepper:
@@ -133,6 +133,7 @@ class BackwardStepper:
             )
         if self._count(param, param.grad) < self._accumulate:
             return
+        _await_copy(param)
         number, _ = place
         name = self._name(param)
         alone = [optimizer.param_groups[number] | {"params": [param], "param_names": [name]}]
@@ -177,6 +178,17 @@ class BackwardStepper:
     def _name(self, param: Tensor) -> str:
         place = self._place(param)
         return name_of(self._optimizer.param_groups[place[0]], *place) if place else "a parameter"
+
+
+def _await_copy(param: Any) -> None:
+    """Waits until FSDP2 has copied a gradient that it offloads: torch before 2.13 tells too early.
+
+    It is copied on the stream that is current there.
+    """
+    if is_sharded(param) and local(param).device.type == "cpu":
+        kind = param.device_mesh.device_type
+        if kind != "cpu":
+            torch.get_device_module(kind).current_stream().synchronize()
 
 
 def _is_at(groups: list[dict[str, Any]], number: int, i: int, param: Tensor) -> bool:
