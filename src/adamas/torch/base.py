@@ -175,7 +175,8 @@ class Optimizer(torch.optim.Optimizer):
 
         After ``measure_next_step()`` and a step, what that step has found. Else it is worked out
         from the states by an extra pass, to rounding, and for gradients that are still there: after
-        loading, as if all parameters had been stepped by the options of now.
+        loading, as if all parameters had been stepped by the options of now; where a GPU has
+        skipped the last step, as if it had not.
 
         Returns:
             By parameter and by group; ``print`` shows a table. Of sharded parameters it is the
