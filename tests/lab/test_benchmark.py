@@ -14,6 +14,7 @@ from rich.console import Console
 
 from adamas.lab.benchmark import Bar, bench
 from adamas.lab.benchmark import run as run_module
+from adamas.lab.benchmark import scaling as scaling_module
 from adamas.lab.benchmark.bars import bars
 from adamas.lab.benchmark.measure import (
     LIMIT,
@@ -321,8 +322,9 @@ def test_contender_that_does_not_fit_is_left_out_with_the_reason(
     assert result.timings[0].failure == "MemoryError: needs 80.0 GB, 1.5 GB are free"
 
 
-def test_scaling_measures_every_size() -> None:
+def test_scaling_measures_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each contender in each layout, at each size."""
+    monkeypatch.setattr(scaling_module, "_PASSES", 1)
     scaling = measure_scaling(
         ["adamas", "torch-fused"], low=2, high=3, per_decade=2, memory=MemoryLimit(TINY_MEMORY)
     )

@@ -66,7 +66,7 @@ class Launcher:
 
         Args:
             programs: how many.
-            arguments: the kernel's.
+            arguments: the kernel's; the first is a tensor.
             constants: those of its arguments that it is compiled for, after the others.
             options: of its compilation, the same with the same constants.
         """
