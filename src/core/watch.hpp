@@ -35,8 +35,8 @@ struct Torch {
   void (*bump_version)(const void* tensor);
 };
 
-// The last words of a TensorImpl; adamas.torch.watch has found that they are these. Read where they
-// are, for to ask the shim for each takes longer.
+// The last words of a TensorImpl; adamas.torch.watch has found that they are these. They are read
+// where they are, because asking the shim for each takes longer.
 struct Description {
   static constexpr std::int64_t most_inside = 5;
   std::int64_t dimensions;

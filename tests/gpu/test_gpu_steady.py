@@ -256,8 +256,12 @@ def test_triton_is_missing_or_old(
     )
 
 
-@pytest.mark.parametrize(("size", "steps"), [(10, 40), (1000, 8)])
-def test_what_captured_steps_send(size: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "sets", "steps"), [(10, 14, 40), (1000, 14, 8), (1000, 700, 8), (600, 2000, 8)]
+)
+def test_what_captured_steps_send(
+    size: int, sets: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A table's addresses and a few numbers each, which keep their places in pinned memory."""
     empty = torch.empty
     monkeypatch.setattr(
@@ -267,7 +271,7 @@ def test_what_captured_steps_send(size: int, steps: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "get_device_module", lambda _: events)
     monkeypatch.setattr(staging, "is_capturing", lambda _: True)
     sender, device = Staging(), torch.device("meta")
-    sender.reserve(8 * size, device)
+    sender.reserve([8 * size, 8 * sets], device)
     kept = []
 
     def send(*numbers: int) -> None:
@@ -279,7 +283,7 @@ def test_what_captured_steps_send(size: int, steps: int, monkeypatch: pytest.Mon
             kept.append((array, slot._array[begin : begin + array.nbytes]))
 
     for _ in range(steps):
-        send(1, size, 14)
+        send(1, size, sets)
     for array, there in kept:
         assert there.tobytes() == array.tobytes()
     with pytest.raises(RuntimeError, match="hold all memory that was pinned for them"):

@@ -105,13 +105,13 @@ def test_what_clips(grad: list[float], max_norm: float) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"found_inf": 1.0}, {"norm": True}, {"device_steps": True}]
 )
-@pytest.mark.parametrize("multiprocessors", [0, 1, 132])
+@pytest.mark.parametrize("multiprocessors", [0, 1, 32])
 def test_chunks_are_told_where_gradients_have_moved_to(
     options: dict[str, Any], multiprocessors: int
 ) -> None:
     """By as many programs as there are, also where the step is skipped."""
     grads = [random(5 * CHUNK + 3, "bfloat16", -2, 3), random(CHUNK + 1, "float64", -2, 3)]
-    several = 140 if "norm" in options else 700  # more than programs, but their sums take seconds
+    several = 140 if "norm" in options else 700  # more than programs; their sums take seconds
     grads += [tensor([float(i)]) for i in range(several)]
     given = arguments(grads, rows=len(grads))
     expected = given["chunks"].clone()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import test_bad_input
@@ -12,6 +14,7 @@ import test_optimizer
 import test_regressions
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adamas import native
 from adamas.torch import Adam, watch
@@ -22,6 +25,14 @@ from adamas.torch.watch import PythonWatch
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes from torch what older ones lack."""
     monkeypatch.setattr(watch, "_exports", lambda: None)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
 
 
 SAME = [
@@ -71,6 +82,24 @@ def test_this_torch_exports_what_the_compiled_watch_needs() -> None:
     assert type(stepped()[0]._plan._tables[0]._watch) is native.Watch
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.device("meta"),
+        FakeTensorMode(),
+        torch.inference_mode(),
+        torch.no_grad(),
+        default_dtype(torch.float64),
+        default_dtype(torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_whatever_torch_makes_by_default(mode: Any) -> None:
+    """Which is of the first step alone, but what is found then stays."""
+    with mode:
+        assert watch._exports.__wrapped__() is not None
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_step_shows_in_the_versions_of_what_it_writes(
     compiled: bool, monkeypatch: pytest.MonkeyPatch
@@ -114,9 +143,9 @@ def test_a_moment_that_is_turned_in_its_place(
 def test_a_moment_that_becomes_of_another_type_in_its_place(
     compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its numbers are then what is read, as of any state in another type than is kept."""
     if not compiled:
         monkeypatch.setattr(watch, "_exports", lambda: None)
-    """Its numbers are then what is read, as of any state in another type than is kept."""
     optimizer, one, _ = stepped()
     moment = optimizer.state[one]["exp_avg"]
     moment.data = moment.view(torch.int32)

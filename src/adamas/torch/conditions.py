@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..norm import clip_factor
-from .gpu import Outcome, Request
+from .gpu import Graphs, Outcome, Request
 from .gpu.staging import OUT_OF_PLACE, is_capturing
 from .hyperparameters import check_clipping, on_device
 from .plan import Plan
@@ -49,7 +49,7 @@ def outcome_on(optimizer: Optimizer, device: torch.device, captures: bool) -> Ou
     outcome = optimizer._outcome
     if outcome is None or outcome.results.device != device:
         results = torch.full((2,), math.nan, dtype=torch.float64, device=device)
-        graphs = outcome.graphs if outcome else []
+        graphs = outcome.graphs if outcome else Graphs()
         outcome = Outcome(results, results, results.new_zeros((), dtype=torch.int64), graphs)
     if optimizer.skipped_steps is not outcome.skipped:
         if capturing:

@@ -59,8 +59,8 @@ class Measures(NamedTuple):
     largest_relative_update: float
     """The largest of an update's size divided by its weight's; weights of 0 do not count."""
     stalled: float
-    """The share of weights that an update was too small to change, from 0 to 1. Whether there was
-    one, a step measured on the CPU knows; else the averages tell, as they are stored."""
+    """The share of weights that an update was too small to change, from 0 to 1. A step measured on
+    the CPU knows which had one; else the averages tell, as they are stored, and perhaps rounded."""
 
 
 class Found(NamedTuple):

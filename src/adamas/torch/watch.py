@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import formats, native
 from .layout import is_as_stored, sizes_and_strides
@@ -70,7 +71,12 @@ def _exports() -> tuple[int | None, ...] | None:
         keys_of = torch._C._dispatch_keys
     except AttributeError:
         return None
-    one, other = torch.zeros(1), torch.nn.Parameter(torch.zeros(1))
+    with _disable_current_modes():  # which might make other tensors
+        return _exports_of(functions, keys_of)
+
+
+def _exports_of(functions: list[Any], keys_of: Any) -> tuple[int | None, ...] | None:
+    one, other = _zeros(1), torch.nn.Parameter(_zeros(1))
     # In a tensor of Python, that of C++: a pointer to what its ``_cdata`` tells. And in that, a
     # pointer to its storage, which is only fetched ahead.
     size = Tensor.__basicsize__
@@ -83,7 +89,7 @@ def _exports() -> tuple[int | None, ...] | None:
     dense = _keys("Dense")
     otherwise = _keys("Python", "PythonTLSSnapshot", "Conjugate", "Negative", "ZeroTensor")
     undefined = _grad_of(one, functions[-2])
-    grad = one.grad = torch.ones(1)
+    grad = one.grad = _zeros(1)
     alone = len(fields) == len(keys) == 1
     if not alone or not storages or _grad_of(one, functions[-2]) != grad._cdata:
         return None
@@ -102,7 +108,7 @@ def _words(address: int, value: int, size: int = _IMPLS[0]) -> set[int]:
 
 def _describes(at: int) -> bool:
     """Whether a TensorImpl's words from there on are what ``struct Description`` says."""
-    whole = torch.zeros(3, 5, 7, 2, 4)
+    whole = _zeros(3, 5, 7, 2, 4)
     parts = [whole, whole[1, 2, 3], whole.permute(4, 2, 0, 1, 3)[1:, 2], whole.sum()]
     if not all(_is_described(part, _said(part, at)) for part in parts):
         return False
@@ -113,8 +119,13 @@ def _describes(at: int) -> bool:
     others = (torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
     types = [_said(whole.to(dtype), at)[_TYPE] & 0xFFFFFFFF for dtype in (whole.dtype, *others)]
     elsewhere = _said(torch.empty(1, device="meta"), at)[_TYPE] >> 16 & 0xFF
-    on_cpu = not any(kind >> 16 & 0xFF for kind in types)
+    on_cpu = all(kind >> 16 == 0xFF00 for kind in types)  # where no number says which
     return len(set(types)) == len(types) and on_cpu and elsewhere != 0
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Whatever torch makes by default."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def _said(tensor: Tensor, at: int) -> list[int]:

@@ -48,14 +48,32 @@ def needs(request: Request | None) -> Needs:
     return Needs(counts, request.max_grad_norm is not None or request.skip_nonfinite)
 
 
-class Graph(NamedTuple):
-    """What a captured step uses."""
+class Graphs:
+    """What captured steps read and write, which has to live as long as graphs may."""
 
-    params: list[Tensor]
-    counts: list[int]
-    """The addresses at which it counts their steps."""
-    others: tuple[Any, ...]
-    """What holds this and all else that it reads and writes."""
+    def __init__(self) -> None:
+        self.used: list[Any] = []
+        self._counts: dict[int, int] = {}
+
+    def add(self, params: list[Tensor], counts: list[int], *used: Any) -> None:
+        """Keeps what a captured step uses.
+
+        Args:
+            params: what it steps,
+            counts: and the addresses at which it counts their steps.
+            *used: what it reads and writes, or what holds that.
+        """
+        self.used += [params, *used]  # and so these remain the only ones with their ``id``
+        self._counts.update(zip(map(id, params), counts, strict=True))
+
+    def count_elsewhere(self, params: list[Tensor], counts: list[int]) -> bool:
+        """Whether the last captured step of some parameter counts it at another address."""
+        last = map(self._counts.get, map(id, params), counts)
+        return any(found != count for found, count in zip(last, counts, strict=True))
+
+    def __len__(self) -> int:
+        """Nothing was captured where it is 0."""
+        return len(self.used)
 
 
 class Outcome(NamedTuple):
@@ -67,8 +85,8 @@ class Outcome(NamedTuple):
     """The same of the step before."""
     skipped: Tensor
     """int64: how many steps were."""
-    graphs: list[Graph]
-    """One of each step that was captured; they have to live as long as graphs may."""
+    graphs: Graphs
+    """That were captured of such steps."""
 
 
 def takes(device: torch.device) -> bool:

@@ -21,7 +21,7 @@ from ..sharding import local, local_like
 from ..state import Entry
 from ..statistics import Found, columns_of
 from ..table import Table
-from . import Graph, Outcome, Request, sets
+from . import Outcome, Request, sets
 from .guard import Guard
 from .launches import Launches, current
 from .staging import OUT_OF_PLACE, is_capturing
@@ -169,14 +169,18 @@ class Executor:
         if self._launches.captured and not capturing:
             self._leave_to_graph()
         launches, guard = self._launches, self._guarded()
-        if self.counts and table.changed and not capturing and self._counts_apart(outcome.graphs):
+        graphs = outcome.graphs
+        if (graphs and self.counts and table.changed and not capturing) and graphs.count_elsewhere(
+            table.params, guard.addresses()
+        ):
             warnings.warn(_APART, stacklevel=7)  # of who calls the optimizer's step
         if table.changed or capturing:
             launches.bring(table.steps >= 0, capturing)
         if capturing:  # it is replayed whatever becomes of the plan and of the options
             options = [(group["lr"], *group.get("betas", ())) for group in groups]
-            others = table, launches, guard, options
-            outcome.graphs.append(Graph(table.params, guard.addresses(), others))
+            told = outcome.results, outcome.last, outcome.skipped
+            own = table, launches, guard
+            graphs.add(table.params, guard.addresses(), *own, options, request, told)
         if coefficients is not None:
             launches.coefficients = launches.sent(coefficients, launches.coefficients)
         usual = hypers is not None and request.is_plain and _usual(hypers)
@@ -185,14 +189,6 @@ class Executor:
         table.changed = False
         if self._present():
             launches.launch(guard.skip, usual)
-
-    def _counts_apart(self, graphs: list[Graph]) -> bool:
-        """Whether the last graph of some parameter counts its steps elsewhere."""
-        last: dict[int, int] = {}
-        for graph in graphs:
-            last.update(zip(map(id, graph.params), graph.counts, strict=True))
-        own = zip(map(id, self._table.params), self._guarded().addresses(), strict=True)
-        return any(last.get(param, count) != count for param, count in own)
 
     def _leave_to_graph(self) -> None:
         """Goes on in memory of its own, for replays read what is in this, and write it."""

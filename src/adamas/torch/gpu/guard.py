@@ -50,13 +50,13 @@ class Guard:
             numbers = np.array([int(step) for step in steps], np.int64)
             self.steps = self._launches.sent(numbers, self.steps)
         self._set_of = self._launches.sent(set_of, self._set_of)
-        self._launches.reserve(len(set_of))
+        self._launches.reserve()
 
     def after(self, launches: Launches) -> Guard:
         """Another one, with memory of its own but for the counts of steps."""
         guard = Guard(launches, len(self.steps))
         guard.steps, guard._set_of = self.steps, self._set_of
-        launches.reserve(len(self._set_of))
+        launches.reserve()
         return guard
 
     def addresses(self) -> list[int]:

@@ -221,9 +221,10 @@ class Launches:
         self._staging.send(array, target)
         return target
 
-    def reserve(self, sets: int) -> None:
+    def reserve(self) -> None:
         """Makes room for what is sent while a graph is captured."""
-        self._staging.reserve(max(self._placed.nbytes, 8 * 16 * sets), self.device)
+        hypers = 128 * len(self._rows)  # or fewer, where parameters share theirs
+        self._staging.reserve([self._placed.nbytes, hypers], self.device)
 
     def _build(self, kinds: NDArray[np.int64]) -> None:
         rows = self._rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ NO_ROOM = (
 # Arrays of so many bytes at most, as each step sends, go into one slot one after the other.
 SMALL = 4096
 _SMALL_ONES = 16
-_FEW = 4  # such slots that captures find beside those of a large table
+# Of captures: steps that there is room for at least, and such slots beside those of large tables.
+_STEPS = 8
+_FEW = 4
 
 
 class _Slot:
@@ -78,11 +81,13 @@ class Staging:
         self._spare: list[_Slot] = []
         self._captured: list[_Slot] = []
 
-    def reserve(self, size: int, device: torch.device, count: int = 8) -> None:
-        """Makes buffers of so many bytes for captures."""
-        if device.type != "cpu":
-            few = [self._small] * (_FEW * (size > self._small))
-            self._spare = [_Slot(each, self._small, device) for each in [*few, *[size] * count]]
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+        """Makes buffers for captures, each of whose steps sends arrays of so many bytes."""
+        if device.type == "cpu":
+            return
+        large = sorted(size for size in sizes if size > self._small) * _STEPS
+        small = [self._small] * (_FEW if large else _STEPS)
+        self._spare = [_Slot(size, self._small, device) for size in [*small, *sorted(large)]]
 
     def send(self, array: NDArray[Any], target: Tensor) -> None:
         """Copies an array to the device on its current stream, without waiting.
