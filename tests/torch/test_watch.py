@@ -82,21 +82,20 @@ def test_this_torch_exports_what_the_compiled_watch_needs() -> None:
     assert type(stepped()[0]._plan._tables[0]._watch) is native.Watch
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        torch.device("meta"),
-        FakeTensorMode(),
-        torch.inference_mode(),
-        torch.no_grad(),
-        default_dtype(torch.float64),
-        default_dtype(torch.bfloat16),
-    ],
-    ids=str,
-)
-def test_whatever_torch_makes_by_default(mode: Any) -> None:
+MODES: dict[str, Callable[[], Any]] = {
+    "meta": lambda: torch.device("meta"),
+    "fake": FakeTensorMode,
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_whatever_torch_makes_by_default(mode: str) -> None:
     """Which is of the first step alone, but what is found then stays."""
-    with mode:
+    with MODES[mode]():
         assert watch._exports.__wrapped__() is not None
 
 
