@@ -27,12 +27,21 @@ def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_exports", lambda: None)
 
 
+@pytest.fixture(params=["compiled", "python"])
+def either(request: pytest.FixtureRequest) -> None:
+    """Looks by the compiled watch, and then by the one in Python."""
+    if request.param == "python":
+        request.getfixturevalue("in_python")
+
+
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 SAME = [
@@ -99,12 +108,7 @@ def test_whatever_torch_makes_by_default(mode: str) -> None:
         assert watch._exports.__wrapped__() is not None
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_step_shows_in_the_versions_of_what_it_writes(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not compiled:
-        monkeypatch.setattr(watch, "_exports", lambda: None)
+def test_a_step_shows_in_the_versions_of_what_it_writes(either: None) -> None:
     optimizer, one, other = stepped()
     other.grad = torch.ones(2)
     optimizer.step()
@@ -115,13 +119,8 @@ def test_a_step_shows_in_the_versions_of_what_it_writes(
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1, 1, 1, 1, 1, 3, 3)])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_moment_that_is_turned_in_its_place(
-    compiled: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_moment_that_is_turned_in_its_place(shape: tuple[int, ...], either: None) -> None:
     """Its address is what it was, and its elements are in another order."""
-    if not compiled:
-        monkeypatch.setattr(watch, "_exports", lambda: None)
     params = [nn.Parameter(torch.ones(shape)) for _ in range(2)]
     one, other = (i for i, size in enumerate(shape) if size == 3)
     optimizers = [Adam(params[:1], lr=0.1), torch.optim.Adam(params[1:], lr=0.1)]
@@ -138,13 +137,8 @@ def test_a_moment_that_is_turned_in_its_place(
         optimizers[0].step()
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_moment_that_becomes_of_another_type_in_its_place(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_moment_that_becomes_of_another_type_in_its_place(either: None) -> None:
     """Its numbers are then what is read, as of any state in another type than is kept."""
-    if not compiled:
-        monkeypatch.setattr(watch, "_exports", lambda: None)
     optimizer, one, _ = stepped()
     moment = optimizer.state[one]["exp_avg"]
     moment.data = moment.view(torch.int32)

@@ -170,9 +170,8 @@ class Executor:
             self._leave_to_graph()
         launches, guard = self._launches, self._guarded()
         graphs = outcome.graphs
-        if (graphs and self.counts and table.changed and not capturing) and graphs.count_elsewhere(
-            table.params, guard.addresses()
-        ):
+        may_part = graphs and self.counts and table.changed and not capturing
+        if may_part and graphs.count_elsewhere(table.params, guard.addresses()):
             warnings.warn(_APART, stacklevel=7)  # of who calls the optimizer's step
         if table.changed or capturing:
             launches.bring(table.steps >= 0, capturing)

@@ -22,12 +22,10 @@ NO_ROOM = (
 )
 
 
-# Arrays of so many bytes at most, as each step sends, go into one slot one after the other.
-SMALL = 4096
-_SMALL_ONES = 16
-# Of captures: steps that there is room for at least, and such slots beside those of large tables.
-_STEPS = 8
-_FEW = 4
+SMALL = 4096  # bytes at most of arrays that share a slot,
+_SMALL_ONES = 16  # of which it has so many
+_STEPS = 8  # at least, that captures find slots for,
+_FEW = 4  # and slots of small arrays that they find beside those of large ones
 
 
 class _Slot:
@@ -71,7 +69,7 @@ class Staging:
     few are made beforehand, for no memory can be pinned during capture.
 
     Args:
-        small: what each step sends has so many bytes at most.
+        small: arrays of so many bytes at most, as each step sends, share a buffer.
     """
 
     def __init__(self, small: int = SMALL) -> None:
@@ -85,7 +83,7 @@ class Staging:
         """Makes buffers for captures, each of whose steps sends arrays of so many bytes."""
         if device.type == "cpu":
             return
-        large = sorted(size for size in sizes if size > self._small) * _STEPS
+        large = [size for size in sizes if size > self._small] * _STEPS
         small = [self._small] * (_FEW if large else _STEPS)
         self._spare = [_Slot(size, self._small, device) for size in [*small, *sorted(large)]]
 
