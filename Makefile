@@ -9,15 +9,16 @@ CLIENTS := .venv/clients
 MKDOCS := .venv/mkdocs
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt README.md $(shell find src -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# One process more than there are processors: some tests wait for programs that they start.
+WORKERS := --numprocesses $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist worksteal
 
 .PHONY: train test nightly examples check docs sanitize arm64 bench clean
 
 train: $(INSTALLED)
 	$(BIN)/adamas train $(ARGS)
 
-# One process more than there are processors: some tests wait for programs that they start.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 # Thousands of random sequences beside torch.optim, for a run overnight.
 nightly: $(INSTALLED)
@@ -37,13 +38,15 @@ docs: $(MKDOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	$(BIN)/python -m pytest -m site tests/test_site.py $(ARGS)
 
-# The core's own test and the kept hashes, under each sanitizer.
+# The core's own test and the kept hashes, under each sanitizer; the kernels for GPUs interpreted, all
+# that they do with memory watched.
 sanitize: $(INSTALLED) build/address/core_test build/thread/core_test
 	build/address/core_test
 	build/address/core_test fork
 	$(BIN)/python tests/core/replay.py build/address/core_test
 	build/thread/core_test
 	$(BIN)/python tests/core/replay.py build/thread/core_test
+	ADAMAS_SANITIZE=1 $(BIN)/python -m pytest $(WORKERS) tests/gpu
 
 build/address/core_test: SANITIZERS := address,undefined
 build/thread/core_test: SANITIZERS := thread

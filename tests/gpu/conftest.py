@@ -41,3 +41,15 @@ def as_on_a_device() -> Iterator[None]:
     """Overflow and NaN are ordinary results there; the interpreter's NumPy would warn."""
     with np.errstate(all="ignore"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def sanitized() -> Iterator[None]:
+    """With ADAMAS_SANITIZE in the environment, what kernels do with memory is watched, too."""
+    if not os.environ.get("ADAMAS_SANITIZE") or torch.cuda.is_available():
+        yield
+        return
+    from sanitizer import watching
+
+    with watching():
+        yield

@@ -1,0 +1,158 @@
+"""What watches the kernels sees what they must not do, and that ``prepare`` does none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+from devices import REAL
+from launching import CHUNK, arguments, launch, random
+from sanitizer import watching
+
+from adamas.torch.gpu.jit import jit, jit_with
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(REAL, reason="watches what is interpreted"),
+]
+
+PROGRAMS = 4
+
+
+@pytest.fixture(autouse=True)
+def sanitized() -> None:
+    """Each test has its own."""
+
+
+@jit
+def pass_on(
+    data: tl.tensor, counter: tl.tensor, BARRIER: tl.constexpr, SEM: tl.constexpr,
+    SCOPE: tl.constexpr, LAST: tl.constexpr,
+) -> None:  # fmt: skip
+    """Each program writes a number, and one of them reads all of them."""
+    tl.store(data + tl.program_id(0), tl.program_id(0))
+    if BARRIER:
+        tl.debug_barrier()
+    if tl.atomic_add(counter, 1, sem=SEM, scope=SCOPE) == LAST:
+        total = tl.sum(tl.load(data + tl.arange(0, 4)), 0)
+        tl.debug_barrier()
+        tl.store(data, total)
+
+
+@jit
+def look_round(data: tl.tensor, counter: tl.tensor, LAST: tl.constexpr) -> None:
+    """Each program reads all numbers, and one of them writes over them."""
+    total = tl.sum(tl.load(data + tl.arange(0, 4)), 0)
+    tl.debug_barrier()
+    if tl.atomic_add(counter, 1) == LAST:
+        tl.store(data, total)
+
+
+@jit
+def shift(data: tl.tensor, BARRIER: tl.constexpr) -> None:
+    """Writes numbers, and reads them in another order."""
+    at = tl.arange(0, 4)
+    tl.store(data + at, at)
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(data + 4 + at, tl.load(data + 3 - at))
+
+
+@jit
+def fill(data: tl.tensor, FIRST: tl.constexpr, STRIDE: tl.constexpr, COUNT: tl.constexpr) -> None:
+    """Writes some of eight numbers."""
+    at = tl.arange(0, 8)
+    tl.store(data + FIRST + at * STRIDE, at, at < COUNT)
+
+
+@jit_with(do_not_specialize_on_alignment=["anywhere"])
+def claim(there: tl.tensor, anywhere: tl.tensor, AHEAD: tl.constexpr) -> None:
+    """Says of an address what is true of one that is so many bytes ahead."""
+    address = (anywhere.to(tl.int64) + AHEAD).to(tl.pointer_type(tl.int32))
+    tl.store(there, tl.load(tl.multiple_of(address, 16)))
+
+
+def ints(count: int = 8, after: int = 0) -> torch.Tensor:
+    return torch.zeros(count + after, dtype=torch.int32)[after:]
+
+
+PASSED = True, "acq_rel", "gpu", PROGRAMS - 1
+ALLOWED: dict[str, Callable[[], Any]] = {
+    "counted": lambda: pass_on[PROGRAMS,](ints(), ints(), *PASSED),
+    "read before the count": lambda: look_round[PROGRAMS,](ints(), ints(), PROGRAMS - 1),
+    "behind a barrier": lambda: shift[1,](ints(), True),
+    "all of it": lambda: fill[1,](ints(), 0, 1, 8),
+    "a part": lambda: fill[1,](ints(3), 0, 1, 3),
+    "aligned": lambda: claim[1,](ints(), ints(after=3), 4),
+}
+FORBIDDEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "no barrier": (
+        lambda: pass_on[PROGRAMS,](ints(), ints(), False, *PASSED[1:]),
+        "read what another program may not have written",
+    ),
+    "an order of nothing else": (
+        lambda: pass_on[PROGRAMS,](ints(), ints(), True, "relaxed", *PASSED[2:]),
+        "read what another program may not have written",
+    ),
+    "an order within the program": (
+        lambda: pass_on[PROGRAMS,](ints(), ints(), True, "acq_rel", "cta", PROGRAMS - 1),
+        "read what another program may not have written",
+    ),
+    "the first program": (
+        lambda: pass_on[PROGRAMS,](ints(), ints(), *PASSED[:3], 0),
+        "written what another program may not have read",
+    ),
+    "written before others read": (
+        lambda: look_round[PROGRAMS,](ints(), ints(), 0),
+        "read what another program may not have written",
+    ),
+    "within a program": (
+        lambda: shift[1,](ints(), False),
+        "read what another thread may not have written",
+    ),
+    "by two programs": (
+        lambda: fill[2,](ints(), 0, 1, 8),
+        "written what another program may not have written",
+    ),
+    "twice": (lambda: fill[1,](ints(), 0, 0, 2), "two elements are written to one place"),
+    "behind the last": (lambda: fill[1,](ints(7), 0, 1, 8), "outside of all tensors"),
+    "before the first": (lambda: fill[1,](ints(), -8, 1, 8), "outside of all tensors"),
+    "not aligned": (lambda: claim[1,](ints(), ints(after=2), 4), "no multiple of 16"),
+    "a part of an element": (lambda: claim[1,](ints(), ints(after=3), 5), "no multiple of"),
+    "a tensor not aligned": (lambda: claim[1,](ints(after=1), ints(after=3), 4), "there begins"),
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_programs_may_do(name: str) -> None:
+    with watching():
+        ALLOWED[name]()
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_what_programs_must_not_do(name: str) -> None:
+    run, message = FORBIDDEN[name]
+    with watching(), pytest.raises(Exception, match=message):
+        run()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"moved": True, "device_steps": True},
+        {"moved": True, "norm": True, "grad_scale": 3.0},
+        {"moved": True, "norm": True, "device_steps": True, "found_inf": 1.0},
+        {"moved": True, "skip_nonfinite": True, "device_steps": True},
+    ],
+)
+def test_programs_of_a_step_do_not_race(options: dict[str, Any], dtype: str) -> None:
+    """What one finds out, all others' part of it, is read once it is there."""
+    grads = [random(3 * CHUNK + 5, dtype, -2, 3), *(random(i, dtype, -2, 3) for i in range(300))]
+    given = arguments(grads, rows=len(grads))
+    given["placed"][0] = torch.tensor([grad.data_ptr() for grad in grads])
+    with watching():
+        launch(given, multiprocessors=2, **options)
