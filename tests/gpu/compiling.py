@@ -36,7 +36,6 @@ STEPS: list[tuple[torch.dtype, dict[str, Any]]] = [
     (torch.float32, {}),
     (torch.float32, {"moments": "int8", "max_grad_norm": 1.0}),
     (torch.bfloat16, {"moments": "int4", "master_bits": 24, "weight_decay": 0.1}),
-    (torch.float16, {"moments": "bfloat16", "master_bits": 32, "capturable": True}),
     (torch.float64, {"amsgrad": True, "maximize": True, "skip_nonfinite": True}),
 ]
 

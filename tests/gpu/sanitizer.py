@@ -120,15 +120,17 @@ class Memory:
         return uses.phase[at] < np.array([NEVER, *self._counts])[uses.program[at]]
 
 
-def _storages() -> Iterator[tuple[int, int]]:
+def _storages() -> list[tuple[int, int]]:
     """Where the memory of all tensors on the CPU begins, and how many bytes it has."""
-    kinds = _and_below(torch.Tensor)
-    for leaf in [thing for thing in gc.get_objects() if type(thing) in kinds and thing.is_leaf]:
-        for tensor in (leaf, leaf.grad):  # which Python need not have seen
+    kinds, found = _and_below(torch.Tensor), []
+    with torch._C.DisableTorchFunctionSubclass():  # whatever kinds make of it
+        leaves = [thing for thing in gc.get_objects() if type(thing) in kinds and thing.is_leaf]
+        for tensor in [*leaves, *(leaf.grad for leaf in leaves)]:  # which Python need not have seen
             with suppress(RuntimeError, NotImplementedError):  # one without memory
                 if tensor is not None and tensor.device.type == "cpu":
                     storage = tensor.untyped_storage()
-                    yield storage.data_ptr(), storage.nbytes()
+                    found.append((storage.data_ptr(), storage.nbytes()))
+    return found
 
 
 def _and_below(kind: type) -> set[type]:
@@ -147,7 +149,7 @@ def _fail(what: str) -> None:
 @contextmanager
 def watching() -> Iterator[None]:
     """Lets kernels that are interpreted fail where they do with memory what they should not."""
-    memory, before = Memory(), list(_storages())
+    memory, before = Memory(), _storages()
     builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
     count, barrier, place = builder.create_atomic_rmw, builder.create_barrier, builder.set_grid_idx

@@ -11,6 +11,8 @@ import triton.language as tl
 from devices import REAL
 from launching import CHUNK, arguments, launch, random
 from sanitizer import watching
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from adamas.torch.gpu.jit import jit, jit_with
 
@@ -139,7 +141,6 @@ def test_what_programs_must_not_do(name: str) -> None:
         run()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -149,10 +150,19 @@ def test_what_programs_must_not_do(name: str) -> None:
         {"moved": True, "skip_nonfinite": True, "device_steps": True},
     ],
 )
-def test_programs_of_a_step_do_not_race(options: dict[str, Any], dtype: str) -> None:
+def test_programs_of_a_step_do_not_race(options: dict[str, Any]) -> None:
     """What one finds out, all others' part of it, is read once it is there."""
-    grads = [random(3 * CHUNK + 5, dtype, -2, 3), *(random(i, dtype, -2, 3) for i in range(300))]
+    sizes = 3 * CHUNK + 5, *range(140)
+    grads = [random(n, "bfloat16", -2, 3) for n in sizes]
     given = arguments(grads, rows=len(grads))
     given["placed"][0] = torch.tensor([grad.data_ptr() for grad in grads])
     with watching():
         launch(given, multiprocessors=2, **options)
+
+
+def test_kinds_of_tensors_without_memory_are_none() -> None:
+    """Those of others' tests may still be there."""
+    lazy = nn.LazyLinear(3)
+    with watching():
+        fill[1,](ints(), 0, 1, 8)
+    assert is_lazy(lazy.weight)
