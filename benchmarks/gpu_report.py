@@ -308,33 +308,33 @@ def _driver() -> str:
 
 
 def write_docs(report: Report, path: Path) -> None:
-    """The tables as a document."""
+    """The tables in a document, in place of those of the run before; what is around them stays."""
     where = ", ".join(f"{k} {v}" for k, v in report.environment.items() if k != "date")
     *others, bars = report.tables()
     times = len(report.results)
     ordered = [bars, *others[-times:], *others[:-times]]
     sections = "\n\n".join(f"## {table.title}\n\n{table.markdown}" for table in ordered)
     more = "\n".join(f"- {line}" for line in report.lines()[:-1])
-    path.write_text(
-        TEXT.format(
-            path=path,
-            where=where,
-            date=report.environment["date"],
-            sections=sections,
-            definitions="\n".join(f"- {text}" for text in DEFINITIONS),
-            more=f"\n## Left out\n\n{more}\n" if more else "",
-        )
+    measured = TEXT.format(
+        path=path,
+        where=where,
+        date=report.environment["date"],
+        sections=sections,
+        definitions="\n".join(f"- {text}" for text in DEFINITIONS),
+        more=f"\n\n## Left out\n\n{more}" if more else "",
     )
+    before, _, rest = (path.read_text() if path.exists() else "").partition(BEGIN)
+    after = rest.partition(END)[2]
+    path.write_text(f"{before or TITLE}{BEGIN}\n\n{measured}\n{END}{after}")
 
 
-TEXT = """# Steps on a GPU
-
-Written by `python benchmarks/gpu.py --docs {path}` on {date} ({where}).
+BEGIN, END = "<!-- begin: measured -->", "<!-- end: measured -->"
+TITLE = "# Steps on a GPU\n\n"
+TEXT = """Written by `python benchmarks/gpu.py --docs {path}` on {date} ({where}).
 [The benchmarks' guide](benchmarks.md) says what it needs.
 
 {sections}
 
 ## What is measured
 
-{definitions}
-{more}"""
+{definitions}{more}"""

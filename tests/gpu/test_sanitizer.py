@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton.language as tl
@@ -26,22 +27,38 @@ PROGRAMS = 4
 
 @pytest.fixture(autouse=True)
 def sanitized() -> None:
-    """Each test has its own."""
+    """Instead of the one for all tests: here each test watches what it is to."""
 
 
 @jit
 def pass_on(
     data: tl.tensor, counter: tl.tensor, BARRIER: tl.constexpr, SEM: tl.constexpr,
-    SCOPE: tl.constexpr, LAST: tl.constexpr,
+    SCOPE: tl.constexpr, BY_COUNT: tl.constexpr, LAST: tl.constexpr,
 ) -> None:  # fmt: skip
     """Each program writes a number, and one of them reads all of them."""
     tl.store(data + tl.program_id(0), tl.program_id(0))
     if BARRIER:
         tl.debug_barrier()
-    if tl.atomic_add(counter, 1, sem=SEM, scope=SCOPE) == LAST:
+    before = tl.atomic_add(counter, 1, sem=SEM, scope=SCOPE)
+    if (before if BY_COUNT else tl.program_id(0)) == LAST:
         total = tl.sum(tl.load(data + tl.arange(0, 4)), 0)
         tl.debug_barrier()
         tl.store(data, total)
+
+
+@jit
+def count(
+    counter: tl.tensor, FIRST: tl.constexpr, RESULT: tl.constexpr, AGAIN: tl.constexpr
+) -> None:
+    """One program begins or ends with nothing counted."""
+    if FIRST and tl.program_id(0) == 0:
+        tl.store(counter, 0)
+    tl.debug_barrier()
+    before = tl.atomic_add(counter, 1)
+    if AGAIN:
+        before = tl.atomic_add(counter, 0)
+    if (before + 1 if RESULT else tl.load(counter)) == tl.num_programs(0):
+        tl.store(counter, 0)
 
 
 @jit
@@ -81,44 +98,57 @@ def ints(count: int = 8, after: int = 0) -> torch.Tensor:
     return torch.zeros(count + after, dtype=torch.int32)[after:]
 
 
-PASSED = True, "acq_rel", "gpu", PROGRAMS - 1
+PASSED = True, "acq_rel", "gpu"
+LATER = PROGRAMS - 1
 ALLOWED: dict[str, Callable[[], Any]] = {
-    "counted": lambda: pass_on[PROGRAMS,](ints(), ints(), *PASSED),
-    "read before the count": lambda: look_round[PROGRAMS,](ints(), ints(), PROGRAMS - 1),
+    "signalled": lambda: pass_on[PROGRAMS,](ints(), ints(), *PASSED, True, LATER),
+    "read before the signal": lambda: look_round[PROGRAMS,](ints(), ints(), LATER),
+    "counted, and begun anew": lambda: count[PROGRAMS,](ints(), False, True, False),
     "behind a barrier": lambda: shift[1,](ints(), True),
     "all of it": lambda: fill[1,](ints(), 0, 1, 8),
     "a part": lambda: fill[1,](ints(3), 0, 1, 3),
     "aligned": lambda: claim[1,](ints(), ints(after=3), 4),
 }
+WROTE, READ, THREAD = (
+    f"another {who} may not have {done}"
+    for who, done in [("program", "written"), ("program", "read"), ("thread", "written")]
+)
 FORBIDDEN: dict[str, tuple[Callable[[], Any], str]] = {
     "no barrier": (
-        lambda: pass_on[PROGRAMS,](ints(), ints(), False, *PASSED[1:]),
-        "read what another program may not have written",
+        lambda: pass_on[PROGRAMS,](ints(), ints(), False, *PASSED[1:], True, LATER),
+        f"read what {WROTE}",
     ),
     "an order of nothing else": (
-        lambda: pass_on[PROGRAMS,](ints(), ints(), True, "relaxed", *PASSED[2:]),
-        "read what another program may not have written",
+        lambda: pass_on[PROGRAMS,](ints(), ints(), True, "relaxed", "gpu", True, LATER),
+        f"read what {WROTE}",
     ),
     "an order within the program": (
-        lambda: pass_on[PROGRAMS,](ints(), ints(), True, "acq_rel", "cta", PROGRAMS - 1),
-        "read what another program may not have written",
+        lambda: pass_on[PROGRAMS,](ints(), ints(), True, "acq_rel", "cta", True, LATER),
+        f"read what {WROTE}",
     ),
-    "the first program": (
-        lambda: pass_on[PROGRAMS,](ints(), ints(), *PASSED[:3], 0),
-        "written what another program may not have read",
+    "the first to be done": (
+        lambda: pass_on[PROGRAMS,](ints(), ints(), *PASSED, True, 0),
+        f"written what {READ}",
+    ),
+    "the last by number": (
+        lambda: pass_on[PROGRAMS,](ints(), ints(), *PASSED, False, LATER),
+        f"written what {READ}",
     ),
     "written before others read": (
         lambda: look_round[PROGRAMS,](ints(), ints(), 0),
-        "read what another program may not have written",
+        f"read what {WROTE}",
     ),
-    "within a program": (
-        lambda: shift[1,](ints(), False),
-        "read what another thread may not have written",
+    "a counter that one begins": (
+        lambda: count[PROGRAMS,](ints(), True, True, False),
+        "written what another program may change",
     ),
-    "by two programs": (
-        lambda: fill[2,](ints(), 0, 1, 8),
-        "written what another program may not have written",
+    "a counter that is read": (
+        lambda: count[PROGRAMS,](ints(), False, False, False),
+        f"changed what {READ}",
     ),
+    "two signals": (lambda: count[PROGRAMS,](ints(), False, True, True), "not followed"),
+    "within a program": (lambda: shift[1,](ints(), False), f"read what {THREAD}"),
+    "by two programs": (lambda: fill[2,](ints(), 0, 1, 8), f"written what {WROTE}"),
     "twice": (lambda: fill[1,](ints(), 0, 0, 2), "two elements are written to one place"),
     "behind the last": (lambda: fill[1,](ints(7), 0, 1, 8), "outside of all tensors"),
     "before the first": (lambda: fill[1,](ints(), -8, 1, 8), "outside of all tensors"),
@@ -158,6 +188,20 @@ def test_programs_of_a_step_do_not_race(options: dict[str, Any]) -> None:
     given["placed"][0] = torch.tensor([grad.data_ptr() for grad in grads])
     with watching():
         launch(given, multiprocessors=2, **options)
+
+
+def test_memory_is_whose_it_is_now() -> None:
+    """Not of tensors that were there before."""
+    room = np.zeros(16, np.int32)
+    before = [torch.from_numpy(room[4:6])]
+    with watching():
+        before.clear()
+        fill[1,](torch.from_numpy(room[:8]), 0, 1, 8)
+    before = [torch.from_numpy(room)]
+    with watching():
+        before.clear()
+        with pytest.raises(Exception, match="outside of all tensors"):
+            fill[1,](torch.from_numpy(room[:7]), 0, 1, 8)
 
 
 def test_kinds_of_tensors_without_memory_are_none() -> None:

@@ -43,6 +43,8 @@ def test_without_a_gpu_it_says_so_and_exits_with_2() -> None:
 
 def test_a_quick_run_on_the_cpu_writes_all_of_it(tmp_path: Path) -> None:
     docs = tmp_path / "gpu.md"
+    begin, end = "<!-- begin: measured -->", "<!-- end: measured -->"
+    docs.write_text(f"# Before\n\n{begin}\n\nan old run\n\n{end}\n\n# After\n")
     given = ["--device", "cpu", "--quick", "--check", "--rounds", "2", "--output", str(tmp_path)]
     given += [
         "--shapes",
@@ -67,7 +69,11 @@ def test_a_quick_run_on_the_cpu_writes_all_of_it(tmp_path: Path) -> None:
     (first,) = report["first"]
     assert first["seconds"] > 0
     assert set(first["again"].values()) == {0}
-    assert "adamas int8" in docs.read_text()
+    before, _, rest = docs.read_text().partition(begin)
+    measured, _, after = rest.partition(end)
+    assert (before, after) == ("# Before\n\n", "\n\n# After\n")
+    assert "adamas int8" in measured
+    assert "an old run" not in measured
     assert (tmp_path / "gpu.html").exists()
 
 
