@@ -13,7 +13,12 @@ import pytest
 from adamas import native
 
 pytest.importorskip("triton", reason="the kernels for GPUs need Triton: pip install triton")
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        "ADAMAS_SANITIZE" not in os.environ, reason="compiles for half a minute: make sanitize"
+    ),
+]
 
 KERNELS = {"step_chunk", "place_gradients", "prepare", "add_squares"}
 RULE = 4  # among the constants of a step

@@ -8,6 +8,7 @@ import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,15 +175,15 @@ def test_row_46_200_steps_leave_nothing_behind(
     gc.collect()
     objects = len(gc.get_objects())
     tracemalloc.start()
-    steps(100)  # after which lists of free objects are full
-    gc.collect()
-    before = tracemalloc.get_traced_memory()[0]
-    steps(200)
-    gc.collect()
-    grown = tracemalloc.get_traced_memory()[0] - before
+    held = []
+    for _ in range(3):  # after the first lists of free objects are full
+        steps(100)
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     gc.collect()
-    assert grown < 4000
+    # Both times, where steps leave something: other threads of the process may do so once.
+    assert min(later - earlier for earlier, later in pairwise(held)) < 2000
     assert len(gc.get_objects()) - objects < 10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -38,21 +39,20 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("place", [0, 4095, 5000])
-def test_a_step_is_skipped_where_an_element_is_not_finite(
-    dtype: str, bad: float, place: int
-) -> None:
+def test_a_step_is_skipped_where_an_element_is_not_finite(dtype: str) -> None:
     grads = [random(5001, dtype, -2, 3), random(100, "float32", -2, 3)]
-    done = launch(arguments(grads), skip_nonfinite=True, device_steps=True, multiprocessors=1)
+    options = {"skip_nonfinite": True, "device_steps": True, "multiprocessors": 1}
+    done = launch(arguments(grads), **options)
     assert (done["skip"].item(), done["skipped"].item()) == (0, 6)
     assert done["steps"].tolist() == [6] * 3
     assert done["results"][0].item() == expected_norm(grads)
-    grads[0][place] = bad
-    done = launch(arguments(grads), skip_nonfinite=True, device_steps=True, multiprocessors=1)
-    assert (done["skip"].item(), done["skipped"].item()) == (1, 7)
-    assert done["steps"].tolist() == [5] * 3
-    assert done["results"].tolist() == [MARK, MARK]
+    for bad, place in product((math.inf, -math.inf, math.nan), (0, 4095, 5000)):
+        with_bad = grads[0].clone()
+        with_bad[place] = bad
+        done = launch(arguments([with_bad, grads[1]]), **options)
+        assert (done["skip"].item(), done["skipped"].item()) == (1, 7)
+        assert done["steps"].tolist() == [5] * 3
+        assert done["results"].tolist() == [MARK, MARK]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed"),
 ]
 
-SCENARIOS = ["fsdp2_other_rules", "fsdp2_in_backward", "tensor_parallel", "local_tensors_that_move"]
+SCENARIOS = ["fsdp2_dithers", "fsdp2_in_backward", "tensor_parallel", "local_tensors_that_move"]
 WORKERS = Path(__file__).parent / "interpreted_workers.py"
 
 

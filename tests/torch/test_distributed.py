@@ -16,6 +16,7 @@ SCENARIOS = {  # by the number of processes; 2 save what 4 and 1 load
     2: [
         "fsdp2",
         "fsdp2_clipping",
+        "fsdp2_dithers",
         "fsdp2_other_rules",
         "fsdp2_statistics",
         "fsdp2_memory",

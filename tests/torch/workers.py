@@ -121,9 +121,14 @@ def fsdp2() -> None:
         follow(sharded(dtype), Model(dtype))
 
 
+def fsdp2_dithers() -> None:
+    """Which go by the place in the whole tensor."""
+    follow(sharded(torch.bfloat16), Model(torch.bfloat16), SGD, momentum=0.9, master_bits=24)
+
+
 def fsdp2_other_rules() -> None:
+    follow(sharded(), Model(), SGD, momentum=0.9)
     for dtype in (torch.float32, torch.bfloat16):
-        follow(sharded(dtype), Model(dtype), SGD, momentum=0.9, master_bits=24)
         follow(sharded(dtype), Model(dtype), RMSprop, momentum=0.9, moments="bfloat16")
     follow(sharded(), Model(), SGD, max_grad_norm=0.7, skip_nonfinite=True)
     follow(sharded(), Model(), RMSprop, centered=True)
