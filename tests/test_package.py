@@ -70,6 +70,18 @@ def test_import_needs_numpy_alone() -> None:
     assert not HEAVY & set(result.stdout.split())
 
 
+def test_the_kernels_tests_are_skipped_without_triton() -> None:
+    """As on systems that it is not built for: none of them fails to be collected."""
+    folder = Path(__file__).parent / "gpu"
+    code = "import sys, pytest; sys.modules['triton'] = None; sys.exit(pytest.main(sys.argv[1:]))"
+    options = "--collect-only", "-q", "-p", "no:cacheprovider"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *options, folder], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+    assert "need Triton" in result.stdout
+
+
 def test_the_package_is_typed() -> None:
     assert (ROOT / "py.typed").exists()
     assert (ROOT / "_core.pyi").exists()

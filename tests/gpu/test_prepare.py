@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import (
@@ -29,10 +27,12 @@ from launching import (
     tensor,
 )
 from torch import Tensor
+from triton import language as tl
 
 from adamas import Hyper, native, norm
 from adamas.hyper import Coefficients, RMSpropHyper, Rule, SGDHyper, bias_correction
 from adamas.torch.gpu import bias, sets
+from adamas.torch.gpu.jit import jit
 from adamas.torch.gpu.kernels import ROW
 
 pytestmark = pytest.mark.gpu
@@ -191,7 +191,7 @@ BETAS = (
 STEPS = (*range(1, 101), 255, 256, 1000, 4097, 65535, 10**6, 2**24 + 1, 2**31, 2**33 - 1, 2**40)
 
 
-@triton.jit
+@jit
 def multiply(numbers: tl.tensor, product: tl.tensor) -> None:
     at = tl.arange(0, 4)
     a_high = tl.load(numbers + at).to(tl.uint64, bitcast=True)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from devices import REAL
 from launching import CHUNK, arguments, launch, random
 from sanitizer import watching
 from torch import nn
 from torch.nn.parameter import is_lazy
+from triton import language as tl
 
 from adamas.torch.gpu.jit import jit, jit_with
 
