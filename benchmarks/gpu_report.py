@@ -330,7 +330,7 @@ def write_docs(report: Report, path: Path) -> None:
 
 BEGIN, END = "<!-- begin: measured -->", "<!-- end: measured -->"
 TITLE = "# Steps on a GPU\n\n"
-TEXT = """Written by `python benchmarks/gpu.py --docs {path}` on {date} ({where}).
+TEXT = """The tables were written by `python benchmarks/gpu.py --docs {path}` on {date} ({where}).
 [The benchmarks' guide](benchmarks.md) says what it needs.
 
 {sections}
