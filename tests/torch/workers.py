@@ -127,7 +127,7 @@ def fsdp2_dithers() -> None:
 
 
 def fsdp2_other_rules() -> None:
-    follow(sharded(), Model(), SGD, momentum=0.9)
+    follow(sharded(), Model(), SGD, momentum=0.9, master_bits=24)
     for dtype in (torch.float32, torch.bfloat16):
         follow(sharded(dtype), Model(dtype), RMSprop, momentum=0.9, moments="bfloat16")
     follow(sharded(), Model(), SGD, max_grad_norm=0.7, skip_nonfinite=True)
