@@ -1,26 +1,30 @@
 """What a step with ``offload="cpu"`` takes, beside what its bus and its core take alone.
 
-    python benchmarks/offload.py [--device cpu] [--workload 124m] [--rounds N]
+    python benchmarks/offload.py [--device cuda | --bus GB/S] [--workload 124m] [--rounds N]
 
 "bus" copies as many bytes as a step does, down and up at once; "core" is the same step of weights
-that lie on the host. With perfect overlap a step would take as long as the longer of the two. The
-figures are medians in milliseconds. ``--device cpu`` tries it out where there is no GPU: then
-copies are done by the host, and overlap nothing.
+that lie on the host. With perfect overlap a step would take as long as the longer of the two, and
+without any as long as both. The figures are medians in milliseconds. ``--bus`` needs no GPU: copies
+over a bus of that rate then only take time, as ``offload_bus.Bus`` says. The step orders them in a
+thread of its own beside the core's, so give that one a processor: ``OMP_NUM_THREADS=1`` on two.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from statistics import median
 from typing import Any
 
 import torch
+from offload_bus import Bus
 from torch import nn
 
 from adamas.lab.benchmark.shapes import WORKLOADS, Shape
 from adamas.torch import AdamW, gpu
+from adamas.torch.gpu import ring
 
 FORMATS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "float32": (torch.float32, {}),
@@ -30,7 +34,7 @@ FORMATS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 }
 
 
-def bus(down: int, up: int, device: torch.device) -> Callable[[], object]:
+def copies(down: int, up: int, device: torch.device, module: Any) -> Callable[[], object]:
     """What copies so many bytes to the host, and so many back meanwhile."""
     pin = device.type != "cpu"
     sides = []
@@ -38,9 +42,6 @@ def bus(down: int, up: int, device: torch.device) -> Callable[[], object]:
         host = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
         sides.append((host, torch.empty(size, dtype=torch.uint8, device=device)))
     (to_host, from_device), (from_host, to_device) = sides
-    if device.type == "cpu":
-        return lambda: (to_host.copy_(from_device), to_device.copy_(from_host))
-    module = torch.get_device_module(device)
     streams = [module.Stream(device) for _ in sides]
 
     def copy() -> None:
@@ -65,6 +66,16 @@ def step_of(
     return optimizer.step
 
 
+@contextmanager
+def standing_for_a_gpu(bus: Bus) -> Iterator[None]:
+    """While entered, the CPU is a device, and the bus moves all bytes, so that buffers fill."""
+    rate, bus.rate = bus.rate, None
+    gpu.DEVICES.add("cpu")
+    yield
+    gpu.DEVICES.discard("cpu")
+    bus.rate = rate
+
+
 def milliseconds(work: Callable[[], object], wait: Callable[[], object]) -> float:
     """Of one time, until the device is done."""
     wait()
@@ -78,33 +89,39 @@ def main() -> None:
     """Prints a line for each format."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--bus", type=float, metavar="GB/S", help="model one of that rate")
     parser.add_argument("--workload", choices=WORKLOADS, default="124m")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    device, host = torch.device(options.device), torch.device("cpu")
-    tried = device.type == "cpu"
-    wait = (lambda: None) if tried else torch.get_device_module(device).synchronize
+    bus = Bus(options.bus * 1e9) if options.bus else None
+    ring._Host = bus or ring._Host
+    device, host = torch.device("cpu" if bus else options.device), torch.device("cpu")
+    module: Any = bus or torch.get_device_module(device)
+    if not (bus or module.is_available()):
+        parser.error(f"no GPU: torch finds no {device}; --bus 54 models the bus of an H100")
+    where = f"a bus of {options.bus:g} GB/s that only takes time" if bus else device
     workload = WORKLOADS[options.workload]
     elements = workload.parameters
     threads = torch.get_num_threads()
-    print(f"{workload.title}, {device}, {threads} threads, torch {torch.__version__}")
-    print(f"{'':24} {'step':>8} {'bus':>8} {'core':>8} {'of the longer':>14}")
+    print(f"{workload.title}, {where}, {threads} threads, torch {torch.__version__}")
+    print(f"{'':24} {'step':>8} {'bus':>8} {'core':>8} {'of the longer':>14} {'of both':>8}")
     for name, (dtype, formats) in FORMATS.items():
         core = step_of(dtype, formats, host, workload.shapes)
-        if tried:  # from here on it stands for a GPU without Triton
-            gpu.DEVICES.add("cpu")
-        step = step_of(dtype, formats | {"offload": "cpu"}, device, workload.shapes)
-        gpu.DEVICES.discard("cpu")
+        with standing_for_a_gpu(bus) if bus else nullcontext():
+            step = step_of(dtype, formats | {"offload": "cpu"}, device, workload.shapes)
         size = elements * dtype.itemsize
-        works = {"step": step, "bus": bus(2 * size, size, device), "core": core}
+        works = {"step": step, "bus": copies(2 * size, size, device, module), "core": core}
         for work in works.values():
-            milliseconds(work, wait)
+            milliseconds(work, module.synchronize)
         rounds = [
-            {k: milliseconds(w, wait) for k, w in works.items()} for _ in range(options.rounds)
+            {k: milliseconds(w, module.synchronize) for k, w in works.items()}
+            for _ in range(options.rounds)
         ]
         medians = [median(of[key] for of in rounds) for key in works]
-        ratio = median(of["step"] / max(of["bus"], of["core"]) for of in rounds)
-        print(f"{name:24} " + " ".join(f"{value:8.3f}" for value in medians) + f" {ratio:14.3f}")
+        longer = median(of["step"] / max(of["bus"], of["core"]) for of in rounds)
+        both = median(of["step"] / (of["bus"] + of["core"]) for of in rounds)
+        times = " ".join(f"{value:8.3f}" for value in medians)
+        print(f"{name:24} {times} {longer:14.3f} {both:8.3f}")
 
 
 if __name__ == "__main__":
