@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,3 +187,44 @@ def test_a_call_of_the_core_that_fails_ends_the_step(
         with pytest.raises(RuntimeError, match="out of order"):
             optimizer.step()
     optimizer.step()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_steps_begin_no_threads_of_their_own(optimizer: AdamW) -> None:
+    """Which would begin OpenMP's anew with each; they go with the optimizer."""
+    executor = next(iter(optimizer._plan._away.values()))  # type: ignore[union-attr]
+    beside = executor._ring.beside()
+    (thread,) = beside._threads
+    names = {identity.name for identity in Path("/proc/self/task").iterdir()}
+    for _ in range(5):
+        optimizer.step()
+    assert {identity.name for identity in Path("/proc/self/task").iterdir()} == names
+    assert beside._threads == {thread}
+    del executor, beside
+    ring._RINGS.clear()  # which is weak, but for tests
+    optimizer._plan = None
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_steps_with_a_thread_of_its_own(optimizer: AdamW) -> None:
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            optimizer.step()
+            os._exit(17)
+        os._exit(1)
+    optimizer.step()
+    ended = 0, 0
+    for _ in range(1000):
+        ended = os.waitpid(child, os.WNOHANG)
+        if ended[0]:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 17

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from itertools import accumulate, compress
 
 import numpy as np
@@ -131,13 +131,13 @@ class Offload:
             if len(self._chunks) < 2:  # nothing to overlap with, so that a thread only takes time
                 self._order(gate, step)
                 return
-            with ThreadPoolExecutor(1) as beside:
-                stepped = beside.submit(step)
-                try:
-                    self._order(gate)
-                finally:
-                    gate.close()
-                stepped.result()
+            stepped = self._ring.beside().submit(step)
+            try:
+                self._order(gate)
+            finally:
+                gate.close()
+                wait([stepped])
+            stepped.result()
         finally:
             self._ring.end()
 

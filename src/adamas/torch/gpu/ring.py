@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Lock
 from typing import Any
@@ -45,6 +47,17 @@ class Ring:
         self._arrived = [self._torch.Event() for _ in range(_SLOTS)]
         self._left = [self._torch.Event() for _ in range(_SLOTS)]
         self._gathered = self._scattered = torch.empty(0, dtype=torch.uint8, device=device)
+        self._process = 0
+
+    def beside(self) -> ThreadPoolExecutor:
+        """A thread for what goes on while copies are ordered.
+
+        It is always the same: OpenMP begins its own threads anew for each new one that computes,
+        which takes a millisecond for 16.
+        """
+        if self._process != os.getpid():  # a fork has none of its threads
+            self._process, self._beside = os.getpid(), ThreadPoolExecutor(1)
+        return self._beside
 
     def make_room(self, chunks: list[Chunk]) -> None:
         """Has buffers for these chunks from now on.
