@@ -1,12 +1,12 @@
 """What a step with ``offload="cpu"`` takes, beside what its bus and its core take alone.
 
-    python benchmarks/offload.py [--device cuda | --bus GB/S] [--workload 124m] [--rounds N]
+    python benchmarks/offload.py [--bus GB/S] [--threads N] [--workload 124m] [--rounds N]
 
 "bus" copies as many bytes as a step does, down and up at once; "core" is the same step of weights
 that lie on the host. With perfect overlap a step would take as long as the longer of the two, and
 without any as long as both. The figures are medians in milliseconds. ``--bus`` needs no GPU: copies
 over a bus of that rate then only take time, as ``offload_bus.Bus`` says. The step orders them in a
-thread of its own beside the core's, so give that one a processor: ``OMP_NUM_THREADS=1`` on two.
+thread of its own beside the core's, so leave that one a processor: ``--threads 1`` on two.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--bus", type=float, metavar="GB/S", help="model one of that rate")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workload", choices=WORKLOADS, default="124m")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
@@ -102,8 +103,8 @@ def main() -> None:
     where = f"a bus of {options.bus:g} GB/s that only takes time" if bus else device
     workload = WORKLOADS[options.workload]
     elements = workload.parameters
-    threads = torch.get_num_threads()
-    print(f"{workload.title}, {where}, {threads} threads, torch {torch.__version__}")
+    torch.set_num_threads(options.threads)
+    print(f"{workload.title}, {where}, {options.threads} threads, torch {torch.__version__}")
     print(f"{'':24} {'step':>8} {'bus':>8} {'core':>8} {'of the longer':>14} {'of both':>8}")
     for name, (dtype, formats) in FORMATS.items():
         core = step_of(dtype, formats, host, workload.shapes)
