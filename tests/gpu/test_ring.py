@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +96,10 @@ class Late:
         def synchronize(self) -> None:
             self.reach()()
 
-    class Current(Stream):
-        """Does all at once, as the CPU does what is not copied by the ring."""
-
-        def wait_stream(self, stream: Late.Stream) -> None:
-            stream.reach(len(stream.waiting))()
-
-    current_stream = Current
+    @staticmethod
+    def current_stream(device: torch.device) -> Late.Stream:
+        """Of what is not copied by the ring, which is as late."""
+        return CURRENT
 
     class stream(TorchDispatchMode):
         def __init__(self, stream: Late.Stream) -> None:
@@ -113,6 +113,9 @@ class Late:
                 return function(*args, **kwargs or {})
             self.target.waiting.append(lambda: function(*args, **kwargs or {}))
             return None if "foreach" in str(function) else args[0]
+
+
+CURRENT = Late.Stream(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("moments", ["float32", "int8"])
@@ -133,11 +136,13 @@ def test_copies_as_late_as_can_be(moments: str, monkeypatch: pytest.MonkeyPatch)
         for i, (p, q) in enumerate(zip(params, twins, strict=True)):
             torch.manual_seed(100 * t + i)
             q.grad = torch.randn(p.shape)
-            p.grad = q.grad.clone()
+            p.grad = torch.full(p.shape, torch.nan)
+            CURRENT.waiting.append(partial(p.grad.copy_, q.grad))
         away.step()
         for p in params:
             assert isinstance(p.grad, Tensor)
             p.grad.fill_(float("nan"))
+        CURRENT.reach(len(CURRENT.waiting))()
         plain.step()
         assert all(map(torch.equal, params, twins))
     assert away._plan is not None
@@ -189,23 +194,133 @@ def test_a_call_of_the_core_that_fails_ends_the_step(
     optimizer.step()
 
 
+def tasks() -> set[str]:
+    """The system's threads of this process, Python's and others."""
+    return set(os.listdir("/proc/self/task"))
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 def test_steps_begin_no_threads_of_their_own(optimizer: AdamW) -> None:
     """Which would begin OpenMP's anew with each; they go with the optimizer."""
-    executor = next(iter(optimizer._plan._away.values()))  # type: ignore[union-attr]
-    beside = executor._ring.beside()
-    (thread,) = beside._threads
-    names = {identity.name for identity in Path("/proc/self/task").iterdir()}
+    optimizer.step()
+    before = tasks()
+    (thread,) = (one for one in threading.enumerate() if one.name == "adamas")
     for _ in range(5):
         optimizer.step()
-    assert {identity.name for identity in Path("/proc/self/task").iterdir()} == names
-    assert beside._threads == {thread}
-    del executor, beside
-    ring._RINGS.clear()  # which is weak, but for tests
+    assert tasks() == before
     optimizer._plan = None
+    ring._RINGS.clear()  # which is weak, but for tests
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_thread_that_cannot_begin_leaves_all_as_it_was(
+    optimizer: AdamW, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (param,) = optimizer.param_groups[0]["params"]
+    ring._RINGS.clear()
+    optimizer._plan = None
+    before = param.detach().clone()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", failing)
+        with pytest.raises(RuntimeError, match="out of order"):
+            optimizer.step()
+    assert torch.equal(param, before)
+    assert int(optimizer.state[param]["step"]) == 1
+    optimizer.step()
+    assert int(optimizer.state[param]["step"]) == 2
+
+
+def test_what_the_core_still_does_is_waited_for(
+    optimizer: AdamW, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a copy has failed: it would write buffers that are another step's by then."""
+    done = []
+    step = native.step
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        step(*args, **kwargs)
+        time.sleep(0.1)
+        done.append(True)
+
+    monkeypatch.setattr(native, "step", slow)
+    monkeypatch.setattr(Ring, "bring", failing)
+    with pytest.raises(RuntimeError, match="out of order"):
+        optimizer.step()
+    assert done == [True]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no alarms here")
+@pytest.mark.parametrize("stop", [1, 5, 10])
+def test_no_signal_cuts_a_step_in_two(
+    stop: int, optimizer: AdamW, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its handler raises, at whichever chunk."""
+    (param,) = optimizer.param_groups[0]["params"]
+    before, send, sent = param.detach().clone(), Ring.send, []
+
+    def alarm(*args: Any) -> None:
+        send(*args)
+        sent.append(True)
+        if len(sent) == stop:
+            signal.raise_signal(signal.SIGALRM)
+
+    def stopped(*args: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(Ring, "send", alarm)
+    previous = signal.signal(signal.SIGALRM, stopped)
+    try:
+        with pytest.raises(TimeoutError):
+            optimizer.step()
+        assert signal.getsignal(signal.SIGALRM) is stopped
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert len(sent) >= 10
+    assert int(optimizer.state[param]["step"]) == 2
+    assert (param != before).all()
+
+
+def test_chunks_of_more_elements_than_32_bits_count() -> None:
+    row = native.table(1)
+    size, width = 2**32 + 1, 2  # bytes of an element
+    places = [native.PARAM, native.GRAD, native.EXP_AVG, native.EXP_AVG_SQ]
+    row[0, places] = [k << 40 for k in range(1, 5)]
+    row[0, native.SIZE] = size
+    row[0, native.TYPES] = native.types("bfloat16", "bfloat16", "int8")
+    found = chunks.chunks_of(row, np.array([True]), 32 << 20)
+    end = 0
+    for chunk in found:
+        (piece,) = chunk.rows
+        (grad,) = [*chunk.small_grads, *chunk.large_grads]
+        assert (grad.start, piece[native.OFFSET]) == (end * width, end)
+        assert grad.stop - grad.start == piece[native.SIZE] * width
+        assert piece[native.EXP_AVG] - (3 << 40) >= end
+        end += int(piece[native.SIZE])
+    assert end == size
+
+
+def test_training_goes_on_when_the_main_thread_has_ended() -> None:
+    code = """
+import threading, time, torch
+from torch import nn
+from adamas.torch import AdamW, gpu
+from adamas.torch.gpu import offload
+gpu.DEVICES.add("cpu")
+gpu._has_triton, offload.CHUNK = lambda: False, 4096
+param = nn.Parameter(torch.ones(5000))
+param.grad = torch.ones_like(param)
+optimizer = AdamW([param], offload="cpu")
+def train():
+    threading.main_thread().join()
+    for _ in range(3):
+        optimizer.step()
+    print(optimizer.state[param]["step"])
+threading.Thread(target=train).start()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (found.stdout, found.returncode) == ("3\n", 0), found.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")

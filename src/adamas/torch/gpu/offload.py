@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import native
-from ...interrupts import deferred
+from ...interrupts import deferred, every_signal
 from ..sharding import local
 from ..statistics import Found
 from ..table import Table
@@ -22,7 +22,7 @@ from .ring import AHEAD, ring_of
 from .staging import is_capturing
 
 # Bytes of gradients and weights that come to the host together. A bus of 54 GB/s takes 0.6 ms
-# for them, in which the next copies are ordered, some 0.1 ms of Python and as much of the driver;
+# for them, in which the next copies are ordered, some 0.15 ms of Python and as much of the driver;
 # and what is not overlapped, bringing the first chunk and sending the last, is little of a model.
 CHUNK = 32 << 20
 # Elements that a thread steps at a time: so few that all threads end a chunk together.
@@ -72,20 +72,29 @@ class Offload:
         other tables.
 
         Raises:
-            RuntimeError: there is no room on the host.
+            RuntimeError: there is no room on the host, or no thread.
         """
         self._lay_out()
         with self._ring.lock:
             self._ring.make_room(self._chunks)
+            if len(self._chunks) > 1:
+                self._ring.beside.begin()
         self._ring.begin()
 
     def step(self, coefficients: NDArray[np.float64], measure: bool) -> list[Found]:
-        """Steps every parameter that had a gradient at the last look, as prepared; ``cpu.step``."""
+        """Steps every parameter that had a gradient at the last look, as prepared; ``cpu.step``.
+
+        No signal cuts it in two. Where the device fails in the midst, some chunks are stepped and
+        others are not, as with all work that a device had been given.
+
+        Raises:
+            RuntimeError: a copy failed.
+        """
         table = self._table
         present = table.steps >= 0
         table.touch()
         measures = np.zeros((len(self._of), native.MEASURES)) if measure else None
-        with deferred(), self._ring.lock:
+        with deferred(every_signal()), self._ring.lock:
             self._go_round(coefficients, measures)
             native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         if measures is None:
@@ -131,13 +140,14 @@ class Offload:
             if len(self._chunks) < 2:  # nothing to overlap with, so that a thread only takes time
                 self._order(gate, step)
                 return
-            stepped = self._ring.beside().submit(step)
+            stepped = []
             try:
+                stepped.append(self._ring.beside.call(step))
                 self._order(gate)
             finally:
                 gate.close()
-                wait([stepped])
-            stepped.result()
+                wait(stepped)
+            stepped[0].result()
         finally:
             self._ring.end()
 

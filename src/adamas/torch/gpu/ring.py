@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Lock
 from typing import Any
@@ -12,6 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from .beside import Beside
 from .chunks import Chunk, Span
 
 # Chunks that are brought ahead of the one that is waited for, so that copies never wait for the
@@ -35,6 +34,7 @@ class Ring:
 
     Attributes:
         lock: to be held while chunks go round.
+        beside: a thread for what is done meanwhile.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,22 +42,12 @@ class Ring:
         self._torch: Any = _Host if on_host else torch.get_device_module(device)
         self._device, self._pinned = device, not on_host
         self.lock = Lock()
+        self.beside = Beside()
         self._down, self._up = self._torch.Stream(device), self._torch.Stream(device)
         self._buffers: list[Tensor] = []
         self._arrived = [self._torch.Event() for _ in range(_SLOTS)]
         self._left = [self._torch.Event() for _ in range(_SLOTS)]
         self._gathered = self._scattered = torch.empty(0, dtype=torch.uint8, device=device)
-        self._process = 0
-
-    def beside(self) -> ThreadPoolExecutor:
-        """A thread for what goes on while copies are ordered.
-
-        It is always the same: OpenMP begins its own threads anew for each new one that computes,
-        which takes a millisecond for 16.
-        """
-        if self._process != os.getpid():  # a fork has none of its threads
-            self._process, self._beside = os.getpid(), ThreadPoolExecutor(1)
-        return self._beside
 
     def make_room(self, chunks: list[Chunk]) -> None:
         """Has buffers for these chunks from now on.
