@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from devices import bits, give, weights
+from torch import Tensor
 
 from adamas import Hyper, native
 from adamas.torch import Adam, plan
@@ -139,3 +140,28 @@ def test_each_set_of_constants_is_compiled_once() -> None:
         "launch",
         "launch",
     ]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"moments": "int8"}, {"max_grad_norm": 0.1}, {"capturable": True}]
+)
+def test_a_compiled_loop_has_the_same_bits(options: dict[str, Any], device: torch.device) -> None:
+    """Whose graph ends before a step, and begins again behind it."""
+    found = []
+    for compiled in (False, True):
+        (param,) = weights([(300,)], device)
+        optimizer = Adam([param], lr=0.1, **options)
+
+        def iteration(param: Tensor, optimizer: Adam) -> None:
+            (param * param * 2).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+
+        run = torch.compile(iteration, backend="eager") if compiled else iteration
+        for _ in range(4):
+            run(param, optimizer)
+        assert optimizer._plan is not None
+        assert optimizer._plan._on_gpu
+        found.append((bits(param), optimizer.state[param]["step"]))
+        assert int(found[-1][1]) == 4
+    assert np.array_equal(found[0][0], found[1][0])
