@@ -1,11 +1,12 @@
 """What a step costs inside a training loop that ``torch.compile`` has compiled.
 
-    python benchmarks/compiled.py [--device cpu] [--rounds N]
+    python benchmarks/compiled.py [--device cpu] [--backend inductor] [--layers 74] [--rounds N]
 
 A step is no part of a compiled graph: the graph ends before it, and another may begin behind it.
 "inside" is an iteration that is compiled whole, "outside" one whose step is called by the loop,
 after a compiled forward and backward; the difference is what breaking the graph costs, beside the
-step itself. Medians in microseconds of the host, until the device is done, in turns.
+step itself. Medians in microseconds of the host, until the device is done, in turns. Of torch's own
+optimizer a part is traced into the graph, and breaks it in its turn.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 
 from adamas.torch import AdamW
 
-LAYERS = 74  # of two parameters: 148 tensors, as GPT-2's
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamas float32": AdamW,
     "adamas int8": partial(AdamW, moments="int8"),
@@ -32,11 +32,13 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 def loops(
-    device: torch.device, optimizer_of: Callable[[Any], torch.optim.Optimizer]
+    options: argparse.Namespace,
+    device: torch.device,
+    optimizer_of: Callable[[Any], torch.optim.Optimizer],
 ) -> dict[str, Callable[[], object]]:
     """Iterations of a model, the same but for where the step is called; and the step alone."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(LAYERS))).to(device)
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(options.layers))).to(device)
     optimizer = optimizer_of(model.parameters())
     x = torch.randn(8, 32, device=device)
 
@@ -47,7 +49,9 @@ def loops(
         backward(x)
         optimizer.step()
 
-    compiled_backward, compiled = torch.compile(backward), torch.compile(iteration)
+    compiled_backward, compiled = (
+        torch.compile(loop, backend=options.backend) for loop in (backward, iteration)
+    )
 
     def outside() -> None:
         compiled_backward(x)
@@ -70,6 +74,9 @@ def main() -> None:
     """Prints a line for each format."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--backend", default="inductor")
+    # Of two parameters: 148 tensors, as GPT-2's.
+    parser.add_argument("--layers", type=int, default=74)
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -77,7 +84,7 @@ def main() -> None:
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'':16} {'inside':>8} {'outside':>8} {'step':>8} {'break':>8}")
     for name, optimizer_of in OPTIMIZERS.items():
-        works = loops(device, optimizer_of)
+        works = loops(options, device, optimizer_of)
         for work in works.values():
             for _ in range(4):
                 work()

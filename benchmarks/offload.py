@@ -94,12 +94,14 @@ def main() -> None:
     parser.add_argument("--workload", choices=WORKLOADS, default="124m")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
+    if options.bus is not None and not options.bus > 0:
+        parser.error(f"--bus must be a rate above 0 GB/s, got {options.bus:g}")
     bus = Bus(options.bus * 1e9) if options.bus else None
     ring._Host = bus or ring._Host
     device, host = torch.device("cpu" if bus else options.device), torch.device("cpu")
     module: Any = bus or torch.get_device_module(device)
-    if not (bus or module.is_available()):
-        parser.error(f"no GPU: torch finds no {device}; --bus 54 models the bus of an H100")
+    if not bus and (device.type == "cpu" or not module.is_available()):
+        parser.error(f"no GPU: torch finds none by {device}; --bus 54 models the bus of an H100")
     where = f"a bus of {options.bus:g} GB/s that only takes time" if bus else device
     workload = WORKLOADS[options.workload]
     elements = workload.parameters

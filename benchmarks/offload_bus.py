@@ -99,6 +99,8 @@ class _Copies(TorchDispatchMode):
             self._stream.work(_BEGIN)
             return None
         self._stream.work(_BEGIN + args[0].nbytes / rate)
+        if not (kwargs or {}).get("non_blocking", args[2:] == (True,)):
+            _sleep_until(self._stream.free)
         return args[0]
 
 
