@@ -15,6 +15,9 @@ pytest.importorskip("triton", reason="the kernels for GPUs need Triton: pip inst
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed"),
+    pytest.mark.skipif(
+        "ADAMAS_SANITIZE" not in os.environ, reason="interprets in two processes: make sanitize"
+    ),
 ]
 
 SCENARIOS = ["fsdp2_dithers", "fsdp2_in_backward", "tensor_parallel", "local_tensors_that_move"]
