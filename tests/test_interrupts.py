@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adamas.interrupts import deferred, every_signal
+from adamas.interrupts import deferred
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
 
@@ -34,7 +34,7 @@ def came() -> Iterator[list[int]]:
 def test_all_are_delivered_though_one_raises(came: list[int]) -> None:
     with ExitStack() as outer:
         outer.enter_context(pytest.raises(TimeoutError))
-        outer.enter_context(deferred(every_signal()))
+        outer.enter_context(deferred())
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
             signal.raise_signal(number)
         assert not came
@@ -44,22 +44,16 @@ def test_all_are_delivered_though_one_raises(came: list[int]) -> None:
 def test_one_block_within_another(came: list[int]) -> None:
     with ExitStack() as outer:
         outer.enter_context(pytest.raises(TimeoutError))
-        outer.enter_context(deferred([signal.SIGUSR1]))
-        with deferred(every_signal()):
+        outer.enter_context(deferred())
+        with deferred():
             signal.raise_signal(signal.SIGUSR1)
         assert not came
     assert came == [signal.SIGUSR1]
 
 
-def test_others_come_at_once(came: list[int]) -> None:
-    with deferred(), pytest.raises(TimeoutError):
-        signal.raise_signal(signal.SIGUSR1)
-    assert came == [signal.SIGUSR1]
-
-
 def test_one_that_could_not_be_put_back_is_passed_on(came: list[int]) -> None:
     """Where a handler raises between two that are put back, those left call what they stand for."""
-    block = deferred([signal.SIGUSR1])
+    block = deferred()
     block.__enter__()
     kept: Any = signal.getsignal(signal.SIGUSR1)
     block.__exit__(None, None, None)

@@ -5,25 +5,25 @@ from __future__ import annotations
 # signal's own functions look for names of what they return, which takes 2 us a time.
 import _signal  # type: ignore[import-not-found]
 import threading
-from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
+
+# Those that stop a program or tell it something: Ctrl-C, schedulers' and batch systems', alarms.
+# Real-time ones are left out, since looking for the handlers of 31 takes a microsecond.
+_NAMES = [
+    *("INT", "TERM", "HUP", "QUIT", "BREAK", "TSTP", "CONT"),
+    *("ALRM", "VTALRM", "PROF", "XCPU", "USR1", "USR2"),
+]
+_SIGNALS = [getattr(_signal, f"SIG{name}") for name in _NAMES if hasattr(_signal, f"SIG{name}")]
 
 
 class deferred:
     """Lets signals wait for the end of the block, so that the block is done as a whole.
 
     Only the main thread gets them, so elsewhere there is nothing to wait for.
-
-    Args:
-        signals: which; Ctrl-C's, unless given. Python looks for others as well between any two of
-            its own instructions, so a block with many of them had better let all wait.
     """
 
-    __slots__ = "_came", "_handlers", "_inside", "_signals"
-
-    def __init__(self, signals: Iterable[int] = (_signal.SIGINT,)) -> None:
-        self._signals = signals
+    __slots__ = "_came", "_handlers", "_inside"
 
     def __enter__(self) -> None:
         self._handlers: dict[int, Any] = {}
@@ -31,7 +31,7 @@ class deferred:
             return
         self._came: dict[int, tuple[Any, ...]] = {}
         self._inside = False
-        for number in self._signals:
+        for number in _SIGNALS:
             handler = _signal.getsignal(number)
             if callable(handler):
                 self._handlers[number] = handler
@@ -57,19 +57,13 @@ class deferred:
             for number, handler in self._handlers.items():
                 _signal.signal(number, handler)
         finally:
-            if self._came:
-                self._deliver()
+            self._deliver()
 
     def _deliver(self) -> None:
-        """Calls all handlers, also where one raises."""
-        number, arguments = self._came.popitem()
-        try:
-            self._handlers[number](number, *arguments)
-        finally:
-            if self._came:
+        """Calls the handlers of all that have come, also where one raises."""
+        if self._came:
+            number, arguments = self._came.popitem()
+            try:
+                self._handlers[number](number, *arguments)
+            finally:
                 self._deliver()
-
-
-def every_signal() -> list[int]:
-    """Those that handlers may be set for."""
-    return sorted(_signal.valid_signals())

@@ -349,8 +349,9 @@ def test_row_7_all_is_sent_while_the_device_is_current(
     assert sent
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_between_two_tables(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+    number: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waits until the other is stepped, too: its state is on the host."""
     params = weights([(5,), (3,)], device)
@@ -359,15 +360,15 @@ def test_an_interrupt_between_two_tables(
 
     def step(self: Any, *arguments: Any) -> Any:
         found = original(self, *arguments)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         return found
 
     monkeypatch.setattr(executor.Executor, "step", step)
     give(params, 0)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # not so in the background
+    handler = signal.signal(number, signal.default_int_handler)  # not so in the background
     try:
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(number, handler)
     assert [int(optimizer.state[p]["step"]) for p in params] == [1, 1]

@@ -303,7 +303,7 @@ def test_chunks_of_more_elements_than_32_bits_count() -> None:
 
 def test_training_goes_on_when_the_main_thread_has_ended() -> None:
     code = """
-import threading, time, torch
+import threading, torch
 from torch import nn
 from adamas.torch import AdamW, gpu
 from adamas.torch.gpu import offload

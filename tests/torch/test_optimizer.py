@@ -349,8 +349,9 @@ def test_autograd_knows_which_weights_did_not_change() -> None:
 
 
 @pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_waits_until_all_weights_are_stepped(
-    dense: bool, monkeypatch: pytest.MonkeyPatch
+    number: int, dense: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = [nn.Parameter(torch.ones(4)[::2]), nn.Parameter(torch.ones(3, dtype=torch.bfloat16))]
     here += [nn.Parameter(torch.ones(3))] * dense
@@ -360,16 +361,16 @@ def test_an_interrupt_waits_until_all_weights_are_stepped(
     plain_step = plan.plain.step
 
     def interrupted(*arguments: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         return plain_step(*arguments)
 
     monkeypatch.setattr(plan.plain, "step", interrupted)
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    previous = signal.signal(number, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(number, previous)
     assert [state["step"] for state in optimizer.state.values()] == [1] * len(here)
     assert all((p == 0.5).all() for p in here)
 

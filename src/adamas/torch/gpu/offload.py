@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import native
-from ...interrupts import deferred, every_signal
+from ...interrupts import deferred
 from ..sharding import local
 from ..statistics import Found
 from ..table import Table
@@ -94,7 +94,7 @@ class Offload:
         present = table.steps >= 0
         table.touch()
         measures = np.zeros((len(self._of), native.MEASURES)) if measure else None
-        with deferred(every_signal()), self._ring.lock:
+        with deferred(), self._ring.lock:
             self._go_round(coefficients, measures)
             native.step(table.rows[:0], coefficients, 1, counts=(table.states, table.steps))
         if measures is None:
